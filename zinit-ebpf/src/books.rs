@@ -1,0 +1,349 @@
+//! The maps, and the only functions that change them.
+//!
+//! Two rules make the live counter exact. A member is counted before its entry is inserted and uncounted after its
+//! entry is deleted, so the counter never falls short of the entries. And of several attempts to insert or delete the
+//! same process only the one whose map operation succeeds counts, so a program may run twice for one event.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    helpers::{bpf_ktime_get_boot_ns, bpf_send_signal},
+    macros::btf_map,
+};
+use core::arch::asm;
+use zinit_ebpf::{
+    Adoption, Control, Event, Exit, ExitKey, Layout, Process, Service, Spawn, Stats, event_kind, process_flag,
+    service_state,
+};
+
+use crate::task::{Key, Task};
+
+const EEXIST: i32 = -17;
+const ENOENT: i32 = -2;
+const SIGKILL: u32 = 9;
+const NOEXIST: u64 = BPF_NOEXIST as u64;
+
+#[btf_map(name = "processes")]
+pub static PROCESSES: HashMap<u32, Process, 131_072> = HashMap::new();
+#[btf_map(name = "services")]
+pub static SERVICES: HashMap<u32, Service, 4096> = HashMap::new();
+#[btf_map(name = "spawns")]
+pub static SPAWNS: HashMap<u32, Spawn, 1024> = HashMap::new();
+#[btf_map(name = "adoptions")]
+pub static ADOPTIONS: HashMap<u32, Adoption, 1024> = HashMap::new();
+#[btf_map(name = "exits")]
+pub static EXITS: LruHashMap<ExitKey, Exit, 16_384> = LruHashMap::new();
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+#[btf_map(name = "stats")]
+pub static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
+#[btf_map(name = "control")]
+pub static CONTROL: Array<Control, 1> = Array::new();
+#[btf_map(name = "layout")]
+pub static LAYOUT: Array<Layout, 1> = Array::new();
+
+/// The change of one field of [`Stats`].
+macro_rules! count {
+    ($field:ident) => {
+        if let Some(stats) = $crate::books::STATS.get_ptr_mut(0) {
+            // SAFETY: the element of this CPU, valid for the run of the program; a preempting program may run in
+            // between, so the addition is atomic.
+            unsafe { $crate::books::add(&raw mut (*stats).$field, 1) }
+        }
+    };
+}
+pub(crate) use count;
+
+/// Adds to a counter in a map. The result is unused on purpose: fetching it needs kernel 5.12.
+///
+/// # Safety
+///
+/// `counter` points into a map value.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, delta: u64) {
+    // Rust has no atomic arithmetic for this target.
+    // SAFETY: the caller's promise; map values are 8-byte aligned and so are their u64 fields.
+    unsafe {
+        asm!("lock *(u64 *)({counter} + 0) += {delta}", counter = in(reg) counter, delta = in(reg) delta);
+    }
+}
+
+/// As [`add`].
+///
+/// # Safety
+///
+/// As for [`add`].
+#[inline(always)]
+pub unsafe fn subtract(counter: *mut u64, delta: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { add(counter, delta.wrapping_neg()) }
+}
+
+/// Copies out the entry of exactly this process; an entry of an earlier process with its tgid does not count.
+#[inline(always)]
+pub fn member(key: Key) -> Option<Process> {
+    // SAFETY: the reference is copied from before any map operation.
+    let entry = unsafe { PROCESSES.get(key.tgid) }?;
+    (entry.start_boottime_ns == key.start_boottime_ns).then_some(*entry)
+}
+
+/// The service of exactly this process, without copying its entry.
+#[inline(always)]
+pub fn service_of(key: Key) -> Option<u32> {
+    // SAFETY: read before any map operation.
+    let entry = unsafe { PROCESSES.get(key.tgid) }?;
+    (entry.start_boottime_ns == key.start_boottime_ns).then_some(entry.service)
+}
+
+#[inline(always)]
+fn emit(event: &Event) {
+    if EVENTS.output(event, 0).is_err() {
+        count!(event_drops);
+    }
+}
+
+/// Notes that a member executed a program.
+#[inline(always)]
+pub fn executed(task: Task) {
+    let key = task.key();
+    let Some(pointer) = PROCESSES.get_ptr_mut(key.tgid) else {
+        return;
+    };
+    let comm = task.comm();
+    // SAFETY: the entry stays valid for the run of the program; only the process's own exec writes these fields.
+    let entry = unsafe { &mut *pointer };
+    if entry.start_boottime_ns != key.start_boottime_ns {
+        return;
+    }
+    entry.comm = comm;
+    entry.flags |= process_flag::EXECED;
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    emit(&event_of(event_kind::EXEC, key, entry, now, 0));
+}
+
+/// Kills the process that runs the program, a member of a service that is being killed.
+#[inline(always)]
+pub fn kill_current() {
+    // SAFETY: a helper without pointers.
+    if unsafe { bpf_send_signal(SIGKILL) } == 0 {
+        count!(kills);
+    }
+}
+
+/// Enters `child` into `service`; `creator` is the process that created it.
+///
+/// Returns whether the service is being killed.
+#[inline(always)]
+pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> bool {
+    let Some(books) = SERVICES.get_ptr_mut(service) else {
+        // A service is unregistered only when it is empty and nobody spawns into it.
+        count!(insert_failures);
+        return false;
+    };
+    let key = child.key();
+    // SAFETY: `books` points to the service's map value, which outlives this run of the program.
+    let (level, inum) = unsafe { ((*books).pid_namespace_level, (*books).pid_namespace) };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let entry = Process {
+        service,
+        flags,
+        start_boottime_ns: key.start_boottime_ns,
+        parent_start_boottime_ns: creator.start_boottime_ns,
+        joined_boottime_ns: now,
+        parent_tgid: creator.tgid,
+        pid: child.pid_in(level, inum),
+        session: child.session(),
+        group: child.group(),
+        comm: child.comm(),
+    };
+    // SAFETY: as above.
+    unsafe { add(&raw mut (*books).live, 1) };
+    let mut result = PROCESSES.insert(key.tgid, entry, NOEXIST);
+    if result == Err(EEXIST) {
+        if service_of(key).is_some() {
+            // The other creation hook was first.
+            // SAFETY: as above.
+            unsafe { subtract(&raw mut (*books).live, 1) };
+            return false;
+        }
+        // An earlier process with this tgid, whose exit was missed and whose `sched_process_free` is still to come.
+        count!(stale_replaced);
+        forget(key.tgid, now);
+        result = PROCESSES.insert(key.tgid, entry, NOEXIST);
+    }
+    if result.is_err() {
+        // SAFETY: as above.
+        unsafe { subtract(&raw mut (*books).live, 1) };
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*books).lost, 1) };
+        count!(insert_failures);
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { add(&raw mut (*books).forks, 1) };
+    count!(tracked);
+    // SAFETY: as above. `peak` is only a figure to show: a race may leave it a little low.
+    unsafe {
+        let live = core::ptr::read_volatile(&raw const (*books).live);
+        if live > (*books).peak {
+            (*books).peak = live;
+        }
+        if flags & (process_flag::SPAWNED | process_flag::ADOPTED) != 0 && (*books).root_tgid == 0 {
+            (*books).root_start_boottime_ns = key.start_boottime_ns;
+            (*books).root_tgid = key.tgid;
+        }
+    }
+    emit(&event_of(kind, key, &entry, now, 0));
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const (*books).state) == service_state::KILLING }
+}
+
+/// Deletes the entry. Returns the service's books if it was there and nobody else deleted it.
+#[inline(always)]
+fn delete(service: u32, tgid: u32) -> Option<*mut Service> {
+    let result = PROCESSES.remove(tgid);
+    if result == Err(ENOENT) {
+        return None;
+    }
+    let books = SERVICES.get_ptr_mut(service)?;
+    if result.is_err() {
+        count!(delete_failures);
+        // SAFETY: a map value.
+        unsafe { add(&raw mut (*books).lost, 1) };
+        return None;
+    }
+    Some(books)
+}
+
+/// Uncounts a member, as the last step of its removal: whoever sees `live` at 0 finds everything else done.
+#[inline(always)]
+fn uncount(books: *mut Service, service: u32, now: u64) {
+    // SAFETY: callers pass a map value.
+    unsafe { subtract(&raw mut (*books).live, 1) };
+    // SAFETY: as above.
+    if unsafe { core::ptr::read_volatile(&raw const (*books).live) } == 0 {
+        emit(&Event {
+            kind: event_kind::EMPTY,
+            service,
+            boottime_ns: now,
+            ..Event::default()
+        });
+    }
+}
+
+/// Removes whatever entry a tgid has: its process is gone, since the kernel gave the tgid to another one.
+#[inline(always)]
+fn forget(tgid: u32, now: u64) {
+    // SAFETY: copied from before any map operation.
+    let Some(service) = (unsafe { PROCESSES.get(tgid) }).map(|entry| entry.service) else {
+        return;
+    };
+    let Some(books) = delete(service, tgid) else {
+        return;
+    };
+    // SAFETY: a map value.
+    unsafe { add(&raw mut (*books).exits, 1) };
+    uncount(books, service, now);
+}
+
+/// Takes exactly this process out of its service alive, or buries one that user space has seen dead.
+#[inline(always)]
+pub fn release(key: Key, died: bool) -> bool {
+    let Some(entry) = member(key) else {
+        return false;
+    };
+    let Some(books) = delete(entry.service, key.tgid) else {
+        return false;
+    };
+    if died {
+        // SAFETY: a map value.
+        unsafe { add(&raw mut (*books).exits, 1) };
+    }
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let kind = if died { event_kind::EXIT } else { event_kind::RELEASE };
+    emit(&event_of(kind, key, &entry, now, 0));
+    uncount(books, entry.service, now);
+    true
+}
+
+/// Records the death of `task`'s process, whose last thread exits or is gone.
+///
+/// `exits` is raised before the exit record appears and `live` lowered after: a reader who takes the records first and
+/// then `exits` misses none that are counted, and one who sees `live` at 0 finds every record.
+#[inline(always)]
+pub fn died(task: Task) -> bool {
+    let key = task.key();
+    let Some(entry) = member(key) else {
+        return false;
+    };
+    let Some(books) = delete(entry.service, key.tgid) else {
+        return false;
+    };
+    // SAFETY: a map value.
+    unsafe { add(&raw mut (*books).exits, 1) };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let status = task.wait_status();
+    let exit = Exit {
+        service: entry.service,
+        parent_tgid: entry.parent_tgid,
+        parent_start_boottime_ns: entry.parent_start_boottime_ns,
+        exit_boottime_ns: now,
+        status,
+        pid: entry.pid,
+        flags: entry.flags,
+        _pad: 0,
+        comm: entry.comm,
+    };
+    let exit_key = ExitKey {
+        start_boottime_ns: key.start_boottime_ns,
+        tgid: key.tgid,
+        _pad: 0,
+    };
+    if EXITS.insert(exit_key, exit, 0).is_err() {
+        count!(exit_failures);
+    }
+    emit(&event_of(event_kind::EXIT, key, &entry, now, status));
+    uncount(books, entry.service, now);
+    true
+}
+
+#[inline(always)]
+fn event_of(kind: u32, key: Key, entry: &Process, now: u64, status: u32) -> Event {
+    Event {
+        kind,
+        service: entry.service,
+        boottime_ns: now,
+        start_boottime_ns: key.start_boottime_ns,
+        tgid: key.tgid,
+        pid: entry.pid,
+        parent_tgid: entry.parent_tgid,
+        status,
+        comm: entry.comm,
+    }
+}
+
+/// Removes the pending spawn of a thread; whoever removes it, counts.
+#[inline(always)]
+pub fn disarm(tid: u32) -> bool {
+    if SPAWNS.remove(tid).is_err() {
+        return false;
+    }
+    if let Some(control) = CONTROL.get_ptr_mut(0) {
+        // SAFETY: a map value.
+        unsafe { subtract(&raw mut (*control).armed, 1) };
+    }
+    true
+}
+
+/// Whether any spawn is pending.
+#[inline(always)]
+pub fn any_armed() -> bool {
+    // SAFETY: a map value.
+    CONTROL
+        .get_ptr(0)
+        .is_some_and(|control| unsafe { core::ptr::read_volatile(&raw const (*control).armed) } != 0)
+}

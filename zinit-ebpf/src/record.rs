@@ -1,0 +1,315 @@
+//! The records. `repr(C)`, fixed width, no implicit padding; sizes and offsets are asserted below.
+
+use core::mem::{offset_of, size_of};
+
+/// Length of a command name, terminating zero included (`TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+/// Longest service name in bytes; the array is padded with zeros.
+pub const NAME_LEN: usize = 64;
+/// Longest instance name in bytes; the array is padded with zeros.
+pub const INSTANCE_LEN: usize = 32;
+
+/// A live member of a service: value of `processes`, keyed by tgid.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// Id of the service that the process belongs to.
+    pub service: u32,
+    /// Bits of [`process_flag`].
+    pub flags: u32,
+    /// Start of the process: `group_leader->start_boottime`. With the tgid it names the process uniquely.
+    pub start_boottime_ns: u64,
+    /// Start of the process that created it; with `parent_tgid` its unique name.
+    pub parent_start_boottime_ns: u64,
+    /// When it joined the service: its creation, or its adoption.
+    pub joined_boottime_ns: u64,
+    /// The process that created it (with `CLONE_PARENT` not its parent by `getppid`).
+    pub parent_tgid: u32,
+    /// Its pid in the pid namespace of the service's registrant; 0 if that namespace does not show it.
+    pub pid: u32,
+    /// Session id when it joined.
+    pub session: u32,
+    /// Process group id when it joined.
+    pub group: u32,
+    /// Command name, updated at exec.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// Bits of [`Process::flags`].
+pub mod process_flag {
+    /// Created through the service's `spawn`: attributed before its first instruction.
+    pub const SPAWNED: u32 = 1;
+    /// Present before tracking began and taken in by `adopt`.
+    pub const ADOPTED: u32 = 1 << 1;
+    /// Has executed a program since it joined.
+    pub const EXECED: u32 = 1 << 2;
+}
+
+/// A service: value of `services`, keyed by its id.
+///
+/// A member is counted in `live` before its entry appears in `processes` and until after that entry is gone, so `live`
+/// is 0 only when the service is empty; a walk over `processes` has no such guarantee.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Members now.
+    pub live: u64,
+    /// Members that ever joined.
+    pub forks: u64,
+    /// Members that died.
+    pub exits: u64,
+    /// Largest `live` seen.
+    pub peak: u64,
+    /// Failed operations that concern this service. Not 0: its books are no longer proof.
+    pub lost: u64,
+    /// Creations that no hook had seen when it was registered (`recursion_misses` of the creation programs).
+    pub missed_before: u64,
+    /// When it was registered.
+    pub registered_boottime_ns: u64,
+    /// Start of the main process: the first one spawned or adopted; 0 before.
+    pub root_start_boottime_ns: u64,
+    /// tgid of the main process; 0 before there is one.
+    pub root_tgid: u32,
+    /// One of [`service_state`].
+    pub state: u32,
+    /// Id of the service of which the registrant is a member; 0: none.
+    pub parent: u32,
+    /// Bits of [`service_flag`].
+    pub flags: u32,
+    /// Inode number of the registrant's pid namespace.
+    pub pid_namespace: u32,
+    /// Nesting level of that namespace; the initial one is 0.
+    pub pid_namespace_level: u32,
+    /// Who manages it, padded with zeros.
+    pub instance: [u8; INSTANCE_LEN],
+    /// Its name within the instance, padded with zeros.
+    pub name: [u8; NAME_LEN],
+}
+
+/// Values of [`Service::state`].
+pub mod service_state {
+    /// Members may live and fork.
+    pub const UP: u32 = 0;
+    /// A stop is under way, within its grace period.
+    pub const STOPPING: u32 = 1;
+    /// A member that forks is killed.
+    pub const KILLING: u32 = 2;
+}
+
+/// Bits of [`Service::flags`].
+pub mod service_flag {
+    /// Members were adopted: what left their tree before that is unknown.
+    pub const ADOPTED: u32 = 1;
+}
+
+/// A pending spawn: value of `spawns`, keyed by the thread id of the spawner.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spawn {
+    /// The service that the next process created by the thread joins.
+    pub service: u32,
+    /// Always 0.
+    pub _pad: u32,
+    /// When it was requested: a thread that started later has merely inherited the thread id.
+    pub armed_boottime_ns: u64,
+}
+
+/// A requested adoption: value of `adoptions`, keyed by tgid.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adoption {
+    /// The service that the process joins.
+    pub service: u32,
+    /// Always 0.
+    pub _pad: u32,
+    /// Start of the process that is meant.
+    pub start_boottime_ns: u64,
+}
+
+/// Key of `exits`: one process, uniquely named.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ExitKey {
+    /// Start of the process.
+    pub start_boottime_ns: u64,
+    /// Its tgid.
+    pub tgid: u32,
+    /// Always 0.
+    pub _pad: u32,
+}
+
+/// A member that died: value of `exits`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// The service it belonged to.
+    pub service: u32,
+    /// The process that created it.
+    pub parent_tgid: u32,
+    /// Start of that process.
+    pub parent_start_boottime_ns: u64,
+    /// When it died.
+    pub exit_boottime_ns: u64,
+    /// Wait status as in wait(2): exit code in bits 8 to 15, or signal in bits 0 to 6.
+    pub status: u32,
+    /// Its pid in the pid namespace of the service's registrant; 0 if that namespace does not show it.
+    pub pid: u32,
+    /// Bits of [`process_flag`].
+    pub flags: u32,
+    /// Always 0.
+    pub _pad: u32,
+    /// Command name.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A record of the ring buffer `events`. Hints: a full buffer drops them, and counts the drop.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// One of [`event_kind`].
+    pub kind: u32,
+    /// The service concerned.
+    pub service: u32,
+    /// When.
+    pub boottime_ns: u64,
+    /// Start of the process; 0 for a service event.
+    pub start_boottime_ns: u64,
+    /// The process; 0 for a service event.
+    pub tgid: u32,
+    /// Its pid in the pid namespace of the service's registrant; 0 if that namespace does not show it.
+    pub pid: u32,
+    /// The process that created it.
+    pub parent_tgid: u32,
+    /// Wait status for an exit, else 0.
+    pub status: u32,
+    /// Command name.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// Values of [`Event::kind`].
+pub mod event_kind {
+    /// A process joined by being created.
+    pub const FORK: u32 = 1;
+    /// A member executed a program.
+    pub const EXEC: u32 = 2;
+    /// A member died.
+    pub const EXIT: u32 = 3;
+    /// A service has no member any more.
+    pub const EMPTY: u32 = 4;
+    /// A process joined by being adopted.
+    pub const ADOPT: u32 = 5;
+    /// A process was taken out of its service.
+    pub const RELEASE: u32 = 6;
+}
+
+/// Counters since the maps were created, one copy a CPU: the value of `stats`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Process creations seen, tracked or not.
+    pub seen: u64,
+    /// Processes that joined a service.
+    pub tracked: u64,
+    /// Creations by processes that belong to no service.
+    pub ignored: u64,
+    /// Inserts into `processes` that failed.
+    pub insert_failures: u64,
+    /// Deletes from `processes` that failed.
+    pub delete_failures: u64,
+    /// Exits that could not be recorded in `exits`.
+    pub exit_failures: u64,
+    /// Entries of an earlier process with the same tgid that were replaced.
+    pub stale_replaced: u64,
+    /// Deaths that only `sched_process_free` saw.
+    pub healed: u64,
+    /// Events that found the ring buffer full.
+    pub event_drops: u64,
+    /// Members that were killed because they forked or entered a system call while their service was killing.
+    pub kills: u64,
+}
+
+/// Switches of the programs: the value of `control`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Pending spawns; 0 spares every fork a lookup in `spawns`.
+    pub armed: u64,
+}
+
+/// What the maps were made for: the value of `layout`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// [`LAYOUT_VERSION`](crate::LAYOUT_VERSION) of the tracker that made them; 0 while they are being made.
+    pub version: u32,
+    /// The id that the next service gets.
+    pub next_service: u32,
+    /// Capacity of `processes`.
+    pub max_processes: u32,
+    /// Always 0.
+    pub _pad: u32,
+    /// SHA-256 of the sources that the programs were built from.
+    pub sources: [u8; 32],
+}
+
+/// A process as the `zinit_tasks` iterator prints it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Task {
+    /// Start of the process.
+    pub start_boottime_ns: u64,
+    /// Its tgid in the initial pid namespace.
+    pub tgid: u32,
+    /// Its pid in the reader's pid namespace.
+    pub pid: u32,
+    /// tgid of its parent (`real_parent`).
+    pub parent_tgid: u32,
+    /// Threads that have not exited; 0 for a process that is dead and not yet reaped.
+    pub live_threads: u32,
+    /// Inode number of the process's own pid namespace.
+    pub pid_namespace: u32,
+    /// Nesting level of that namespace.
+    pub pid_namespace_level: u32,
+    /// Command name.
+    pub comm: [u8; COMM_LEN],
+}
+
+const _: () = {
+    assert!(size_of::<Process>() == 64);
+    assert!(offset_of!(Process, start_boottime_ns) == 8);
+    assert!(offset_of!(Process, parent_tgid) == 32);
+    assert!(offset_of!(Process, comm) == 48);
+    assert!(size_of::<Service>() == 184);
+    assert!(offset_of!(Service, lost) == 32);
+    assert!(offset_of!(Service, root_tgid) == 64);
+    assert!(offset_of!(Service, instance) == 88);
+    assert!(offset_of!(Service, name) == 120);
+    assert!(size_of::<Spawn>() == 16);
+    assert!(size_of::<Adoption>() == 16);
+    assert!(size_of::<ExitKey>() == 16);
+    assert!(size_of::<Exit>() == 56);
+    assert!(offset_of!(Exit, status) == 24);
+    assert!(offset_of!(Exit, comm) == 40);
+    assert!(size_of::<Event>() == 56);
+    assert!(offset_of!(Event, comm) == 40);
+    assert!(size_of::<Stats>() == 80);
+    assert!(size_of::<Control>() == 8);
+    assert!(size_of::<Layout>() == 48);
+    assert!(size_of::<Task>() == 48);
+    assert!(offset_of!(Task, comm) == 32);
+};
+
+#[cfg(feature = "user")]
+macro_rules! plain {
+    ($($record:ty),+ $(,)?) => {
+        $(
+            // SAFETY: `repr(C)`, integers and arrays of integers only, and the asserts above leave no implicit padding.
+            unsafe impl aya::Pod for $record {}
+        )+
+    };
+}
+
+#[cfg(feature = "user")]
+plain!(
+    Process, Service, Spawn, Adoption, ExitKey, Exit, Event, Stats, Control, Layout, Task
+);
