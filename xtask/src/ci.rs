@@ -1,0 +1,34 @@
+//! `cargo xtask ci`: everything that must hold before a change is taken.
+
+use crate::{build_ebpf, lint, test};
+use anyhow::{Context as _, Result};
+use std::fs;
+
+/// Lint, test with the committed BPF object, build it from source, and test with that one too
+#[derive(clap::Args)]
+pub(crate) struct Options {}
+
+/// Runs all of it; the committed object is in its place again afterwards.
+///
+/// # Errors
+///
+/// The first step that fails.
+pub(crate) fn run(_: &Options) -> Result<()> {
+    lint::run(&lint::Options {})?;
+    println!("+ cargo xtask test (with the committed BPF object)");
+    test::run(&test::Options::default())?;
+    println!("+ cargo xtask build-ebpf");
+    let path = build_ebpf::object_path();
+    let committed = fs::read(&path).context("failed to read the committed object")?;
+    let fresh = build_ebpf::build(None)?;
+    println!("{}", build_ebpf::comparison(&fresh, Some(&committed)));
+    if fresh == committed {
+        println!("the tests above have covered both");
+        return Ok(());
+    }
+    println!("+ cargo xtask test (with the fresh BPF object)");
+    fs::write(&path, &fresh).context("failed to put the fresh object in place")?;
+    let tested = test::run(&test::Options::default());
+    fs::write(&path, &committed).context("failed to restore the committed object")?;
+    tested
+}

@@ -1,0 +1,45 @@
+//! What it takes to build, check and test zinit-tracker, as `cargo xtask COMMAND`.
+//!
+//! One file a subcommand, each with its `Options` and its `run`.
+
+mod build_ebpf;
+mod ci;
+mod leftovers;
+mod lint;
+mod strip;
+mod test;
+mod toolchain;
+mod workspace;
+
+use anyhow::Result;
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Build, check and test zinit-tracker.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    BuildEbpf(build_ebpf::Options),
+    Ci(ci::Options),
+    Lint(lint::Options),
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    match run(&Command::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::BuildEbpf(options) => build_ebpf::run(options),
+        Command::Ci(options) => ci::run(options),
+        Command::Lint(options) => lint::run(options),
+        Command::Test(options) => test::run(options),
+    }
+}
