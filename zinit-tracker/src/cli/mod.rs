@@ -1,0 +1,148 @@
+//! The command line: one file a subcommand. Parses, calls the library, prints.
+
+mod attach;
+mod doctor;
+mod output;
+mod parse;
+mod ps;
+mod release;
+mod run;
+mod stop;
+mod tree;
+mod unload;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use zinit_tracker::{Config, Pins, Tracker, tracker::DEFAULT_PINS};
+
+/// Status when this program itself fails while it runs a command, as env(1) and timeout(1) use it.
+const FAILED_RUN: u8 = 125;
+
+/// Stop services so that nothing of them is left, and prove it.
+///
+/// eBPF programs keep, in the kernel, a live map of every service's descendants, also of those that call setsid,
+/// daemonise, change group or are reparented. A stop signals exactly that set.
+#[derive(Parser)]
+#[command(
+    name = "zinit-tracker",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Args)]
+struct Global {
+    /// Pin maps and programs in DIR, on a bpf file system; trackers in different directories know nothing of each other
+    #[arg(long, global = true, value_name = "DIR", env = "ZINIT_TRACKER_PINS", default_value = DEFAULT_PINS)]
+    pins: PathBuf,
+    /// Say more on stderr; twice for the diagnostics of the eBPF programs too (RUST_LOG overrides)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Options),
+    Ps(ps::Options),
+    Tree(tree::Options),
+    Attach(attach::Options),
+    Stop(stop::Options),
+    Release(release::Options),
+    Doctor(doctor::Options),
+    Unload(unload::Options),
+}
+
+impl Global {
+    fn config(&self) -> Config {
+        Config {
+            pins: Pins::Shared(self.pins.clone()),
+            program_log: (self.verbose > 1).then_some(aya_log::Level::Debug),
+            ..Config::default()
+        }
+    }
+
+    /// The tracker that is pinned, for subcommands that only look or stop; they load nothing.
+    fn existing(&self) -> anyhow::Result<Option<Tracker>> {
+        Ok(Tracker::open_existing(&self.config())?)
+    }
+
+    fn existing_or_fail(&self) -> anyhow::Result<Tracker> {
+        self.existing()?.with_context(|| {
+            format!(
+                "nothing is tracked: no tracker is pinned in {} (`run` and `attach` load one)",
+                self.pins.display()
+            )
+        })
+    }
+}
+
+/// Parses the command line and does what it says.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.global.verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    let filter = EnvFilter::builder()
+        .with_default_directive(level.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    let failure = if matches!(cli.command, Command::Run(_)) {
+        FAILED_RUN
+    } else {
+        1
+    };
+    match execute(&cli) {
+        Ok(status) => status,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(&format!("{error:#}"));
+            ExitCode::from(failure)
+        }
+    }
+}
+
+fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Run(options) => runtime()?.block_on(run::run(global, options)),
+        Command::Stop(options) => runtime()?.block_on(stop::run(global, options)),
+        Command::Ps(options) => ps::run(global, options),
+        Command::Tree(options) => tree::run(global, options),
+        Command::Attach(options) => attach::run(global, options),
+        Command::Release(options) => release::run(global, options),
+        Command::Doctor(options) => doctor::run(global, options),
+        Command::Unload(options) => unload::run(global, options),
+    }
+}
+
+/// One thread is enough: the work is waiting.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")
+}
+
+/// Removes the pins when no service is left. A failure is worth a line, not the command's status.
+fn close(tracker: Tracker) {
+    if let Err(error) = tracker.close() {
+        output::note(&format!("failed to remove the pins: {error}"));
+    }
+}

@@ -1,0 +1,104 @@
+//! `zinit-tracker stop`: a service ends, verified.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Args;
+use nix::sys::signal::Signal;
+use zinit_tracker::{
+    Config, ServiceInfo, StopError, StopPolicy, StopReport, Tracker,
+    stop::{Target, dry_run},
+};
+
+use super::{Global, close, output, parse};
+
+/// Stop a service: signal, wait, kill, verify.
+///
+/// Exit status: 0 if the service is down, 1 if it is not or something failed, 3 if it is empty but that is not proven.
+#[derive(Args)]
+pub(super) struct Options {
+    /// The service: NAME or INSTANCE/NAME
+    name: String,
+    /// How long members may take to end after the stop signal, before SIGKILL
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    grace: Duration,
+    /// Stop signal
+    #[arg(long, default_value = "TERM", value_parser = parse::signal)]
+    signal: Signal,
+    /// Send the stop signal to the main process only; SIGKILL still goes to all
+    #[arg(long)]
+    main: bool,
+    /// List who would be signalled, and signal nobody
+    #[arg(long)]
+    dry_run: bool,
+    /// Write the report as JSON to FILE, or to stdout for -
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    report: Option<PathBuf>,
+    /// Print JSON: the report, or with --dry-run the list
+    #[arg(long)]
+    json: bool,
+}
+
+/// Status when the service is empty without proof.
+const NOT_PROVEN: u8 = 3;
+
+pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
+    let tracker = global.existing_or_fail()?;
+    let info = tracker.find(&options.name)?;
+    let result = if options.dry_run {
+        list(&tracker, &info, options)
+    } else {
+        stop(&tracker, &info, options).await
+    };
+    close(tracker);
+    result
+}
+
+fn list(tracker: &Tracker, info: &ServiceInfo, options: &Options) -> anyhow::Result<ExitCode> {
+    let members = dry_run(tracker, &info.handle())?;
+    if options.json {
+        output::print_json(&members)?;
+    } else {
+        output::print(&output::members(&members))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn stop(tracker: &Tracker, info: &ServiceInfo, options: &Options) -> anyhow::Result<ExitCode> {
+    let report = match (&options.report, options.json) {
+        (Some(path), _) => Some(output::ReportFile::open(path)?),
+        (None, true) => Some(output::ReportFile::Stdout),
+        (None, false) => None,
+    };
+    let policy = StopPolicy {
+        signal: options.signal,
+        target: if options.main { Target::Main } else { Target::All },
+        grace: options.grace,
+        ..StopPolicy::default()
+    };
+    let service = info.handle();
+    let (result, status) = match zinit_tracker::stop(tracker, &service, &policy).await {
+        Ok(result) => {
+            let status = status(&result);
+            (result, status)
+        }
+        Err(StopError::Survivors(result)) => (*result, ExitCode::FAILURE),
+        Err(error) => return Err(error.into()),
+    };
+    output::report(&result);
+    if let Some(report) = report {
+        report.write(&result)?;
+    }
+    // Services of a supervisor stay registered: it decides what becomes of them.
+    if result.survivors.is_empty() && info.instance == Config::default().instance {
+        tracker.unregister(&service)?;
+    }
+    Ok(status)
+}
+
+fn status(report: &StopReport) -> ExitCode {
+    if report.proven {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NOT_PROVEN)
+    }
+}

@@ -1,0 +1,540 @@
+//! The loaded programs and maps as one thing: opened or joined, read, changed.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::AsFd as _,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf, RawTracePointRunOptions, TestRun as _,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        BtfTracePoint, Iter, RawTracePoint,
+        links::{FdLink, PinnedLink},
+        tp_btf::BtfTracePointLink,
+    },
+};
+use aya_log::EbpfLogger;
+use zinit_ebpf::{Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, Stats, Task, map, program};
+
+use super::{
+    events::{EventStream, EventsError},
+    load::{self, HOOKS, LoadError, LoadOptions},
+    pins::{Exclusive, PinDirectory, PinError},
+    sys,
+};
+use crate::process::ProcessKey;
+
+/// An operation on the kernel's books that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {operation}: {source}")]
+pub struct BooksError {
+    operation: &'static str,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn failed<E: std::error::Error + Send + Sync + 'static>(operation: &'static str) -> impl FnOnce(E) -> BooksError {
+    move |source| BooksError {
+        operation,
+        source: Box::new(source),
+    }
+}
+
+/// Signs that an event or a record was lost, since the maps were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// Failed inserts, deletes and exit records.
+    pub(crate) failures: u64,
+    /// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough.
+    pub(crate) missed_creations: u64,
+    /// Deaths that `sched_process_exit` did not see; they are made good when the process is reaped.
+    pub(crate) missed_deaths: u64,
+}
+
+/// Passes what the programs log to this process's logger.
+type Log = EbpfLogger<&'static dyn log::Log>;
+
+/// Programs by use. Those that aya changes on use are behind a lock.
+struct Programs {
+    spawn: RawTracePoint,
+    state: RawTracePoint,
+    release: RawTracePoint,
+    tasks: Mutex<Iter>,
+    adopt: Mutex<Iter>,
+    gate: Mutex<BtfTracePoint>,
+    hooks: Vec<(&'static str, BtfTracePoint)>,
+}
+
+struct Maps {
+    processes: HashMap<MapData, u32, Process>,
+    /// The same map: aya's typed one does not give out its descriptor.
+    processes_data: MapData,
+    services: Mutex<HashMap<MapData, u32, Service>>,
+    adoptions: Mutex<HashMap<MapData, u32, Adoption>>,
+    exits: MapData,
+    stats: PerCpuArray<MapData, Stats>,
+    layout: Mutex<Array<MapData, Layout>>,
+}
+
+/// The kernel's books.
+pub(crate) struct Kernel {
+    maps: Maps,
+    programs: Programs,
+    pins: PinDirectory,
+    /// Its shared lock says that this process uses the pins.
+    in_use: File,
+    max_processes: u32,
+    log: Mutex<Option<Log>>,
+}
+
+/// Why the books could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The programs could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The pin directory could not be used.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A map or program could not be used.
+    #[error(transparent)]
+    Books(#[from] BooksError),
+}
+
+/// The system-call gate; detached when dropped.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    _link: BtfTracePointLink,
+}
+
+/// A lock whose holder panicked still guards consistent data: every change is one system call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn absent<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Kernel {
+    /// Joins what is pinned in the directory, or loads and pins it.
+    pub(crate) fn open(directory: &Path, options: LoadOptions) -> Result<Self, OpenError> {
+        let pins = PinDirectory::open(directory)?;
+        let exclusive = pins.exclusive()?;
+        pins.check_layouts()?;
+        if let Some(layout) = pinned_layout(&pins)? {
+            return Self::join_checked(pins, &exclusive, layout);
+        }
+        // What a loader left that died half way: nobody can have used it.
+        pins.remove_layout()?;
+        Self::load(pins, &exclusive, options)
+    }
+
+    /// Loads for this process alone: when it ends, everything goes.
+    pub(crate) fn open_private(options: LoadOptions) -> Result<Self, OpenError> {
+        let pins = PinDirectory::private()?;
+        let exclusive = pins.exclusive()?;
+        Self::load(pins, &exclusive, options)
+    }
+
+    /// Joins what is pinned in the directory; `None` if nothing is.
+    pub(crate) fn open_existing(directory: &Path) -> Result<Option<Self>, OpenError> {
+        let Some(pins) = PinDirectory::existing(directory) else {
+            return Ok(None);
+        };
+        let exclusive = pins.exclusive()?;
+        pins.check_layouts()?;
+        let Some(layout) = pinned_layout(&pins)? else {
+            return Ok(None);
+        };
+        Self::join_checked(pins, &exclusive, layout).map(Some)
+    }
+
+    fn join_checked(pins: PinDirectory, exclusive: &Exclusive, layout: Layout) -> Result<Self, OpenError> {
+        if layout.version != LAYOUT_VERSION {
+            return Err(pins.other_layout(&format!("v{}", layout.version)).into());
+        }
+        if layout.sources != zinit_ebpf::SOURCES {
+            tracing::info!("the pinned programs are of another build with the same layout");
+        }
+        Self::join(pins, exclusive, layout.max_processes, None)
+    }
+
+    fn load(pins: PinDirectory, exclusive: &Exclusive, options: LoadOptions) -> Result<Self, OpenError> {
+        match load_and_pin(&pins, options) {
+            Ok((max_processes, log)) => Self::join(pins, exclusive, max_processes, log),
+            Err(error) => {
+                if let Err(leftover) = pins.remove() {
+                    tracing::warn!(error = %leftover, "failed to remove the pins of a failed load");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn join(
+        pins: PinDirectory,
+        _exclusive: &Exclusive,
+        max_processes: u32,
+        log: Option<Log>,
+    ) -> Result<Self, OpenError> {
+        let maps = Maps {
+            processes: open_map(&pins, map::PROCESSES, Map::HashMap)?,
+            services: Mutex::new(open_map(&pins, map::SERVICES, Map::HashMap)?),
+            adoptions: Mutex::new(open_map(&pins, map::ADOPTIONS, Map::HashMap)?),
+            processes_data: open_data(&pins, map::PROCESSES)?,
+            exits: open_data(&pins, map::EXITS)?,
+            stats: open_map(&pins, map::STATS, Map::PerCpuArray)?,
+            layout: Mutex::new(open_map(&pins, map::LAYOUT, Map::Array)?),
+        };
+        let open = |what: &'static str| failed(what);
+        let command = |name| RawTracePoint::from_pin(pins.program(name)).map_err(open("open a pinned program"));
+        let iterator = |name| {
+            Iter::from_pin(pins.program(name))
+                .map(Mutex::new)
+                .map_err(open("open a pinned program"))
+        };
+        let mut hooks = Vec::with_capacity(HOOKS.len());
+        for (name, _) in HOOKS {
+            let path = pins.program(name);
+            if path.exists() {
+                hooks.push((
+                    name,
+                    BtfTracePoint::from_pin(path).map_err(open("open a pinned program"))?,
+                ));
+            }
+        }
+        let programs = Programs {
+            spawn: command(program::SPAWN)?,
+            state: command(program::STATE)?,
+            release: command(program::RELEASE)?,
+            tasks: iterator(program::TASKS)?,
+            adopt: iterator(program::ADOPT)?,
+            gate: BtfTracePoint::from_pin(pins.program(program::GATE))
+                .map(Mutex::new)
+                .map_err(open("open a pinned program"))?,
+            hooks,
+        };
+        let in_use = pins.in_use()?;
+        Ok(Self {
+            maps,
+            programs,
+            pins,
+            in_use,
+            max_processes,
+            log: Mutex::new(log),
+        })
+    }
+
+    /// Waits until this process alone may register, unregister and unload.
+    pub(crate) fn exclusive(&self) -> Result<Exclusive, PinError> {
+        self.pins.exclusive()
+    }
+
+    /// Removes all pins if no other process uses them and `unused` agrees. Returns whether it did.
+    ///
+    /// Afterwards the programs are detached, so these books must not be used any more.
+    pub(crate) fn unload_if(&self, unused: impl FnOnce() -> Result<bool, BooksError>) -> Result<bool, OpenError> {
+        let _exclusive = self.pins.exclusive()?;
+        if !unused()? || !self.pins.is_only_user(&self.in_use)? {
+            return Ok(false);
+        }
+        self.pins.remove()?;
+        Ok(true)
+    }
+
+    /// Every member of every service.
+    pub(crate) fn processes(&self) -> Result<Vec<(u32, Process)>, BooksError> {
+        sys::entries(self.maps.processes_data.fd().as_fd(), self.max_processes).map_err(failed("list members"))
+    }
+
+    /// The entry of a process, whatever its service.
+    pub(crate) fn process(&self, tgid: u32) -> Result<Option<Process>, BooksError> {
+        absent(self.maps.processes.get(&tgid, 0)).map_err(failed("look up a member"))
+    }
+
+    /// Every registered service.
+    pub(crate) fn services(&self) -> Result<Vec<(u32, Service)>, BooksError> {
+        lock(&self.maps.services)
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed("list services"))
+    }
+
+    /// The service with this id.
+    pub(crate) fn service(&self, id: u32) -> Result<Option<Service>, BooksError> {
+        absent(lock(&self.maps.services).get(&id, 0)).map_err(failed("look up a service"))
+    }
+
+    /// Enters a new service and returns its id. The caller holds the books exclusively.
+    pub(crate) fn insert_service(&self, _exclusive: &Exclusive, service: &Service) -> Result<u32, BooksError> {
+        const NOEXIST: u64 = aya_obj::generated::BPF_NOEXIST as u64;
+        let mut layouts = lock(&self.maps.layout);
+        let mut layout = layouts.get(&0, 0).map_err(failed("read the layout"))?;
+        let id = layout.next_service;
+        layout.next_service += 1;
+        layouts.set(0, layout, 0).map_err(failed("write the layout"))?;
+        lock(&self.maps.services)
+            .insert(id, service, NOEXIST)
+            .map_err(failed("register a service"))?;
+        Ok(id)
+    }
+
+    /// Removes a service. Returns whether it was there. The caller holds the books exclusively.
+    pub(crate) fn remove_service(&self, _exclusive: &Exclusive, id: u32) -> Result<bool, BooksError> {
+        absent(lock(&self.maps.services).remove(&id))
+            .map(|found| found.is_some())
+            .map_err(failed("unregister a service"))
+    }
+
+    /// Sets a service's state, and flags in addition to those it has. Returns whether the service exists.
+    pub(crate) fn set_state(&self, id: u32, state: u32, flags: u32) -> Result<bool, BooksError> {
+        run(&self.programs.state, &[id.into(), state.into(), flags.into()]).map(|result| result == 1)
+    }
+
+    /// Lets the next process that the calling thread creates join the service. The caller must not change threads
+    /// before [`Kernel::withdraw_spawn`].
+    pub(crate) fn request_spawn(&self, id: u32) -> Result<(), BooksError> {
+        match run(&self.programs.spawn, &[id.into()])? {
+            2 => Err(failed("announce a spawn")(io::Error::from(io::ErrorKind::StorageFull))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the request of the calling thread. Returns whether it was still pending: no process was created.
+    pub(crate) fn withdraw_spawn(&self) -> Result<bool, BooksError> {
+        run(&self.programs.spawn, &[0]).map(|pending| pending == 1)
+    }
+
+    /// Takes exactly this process out of its service; `dead`: because it was seen dead. Returns whether it was in one.
+    pub(crate) fn release(&self, key: ProcessKey, dead: bool) -> Result<bool, BooksError> {
+        run(
+            &self.programs.release,
+            &[key.tgid.into(), key.start_boottime_ns, dead.into()],
+        )
+        .map(|result| result == 1)
+    }
+
+    /// Exit records, the oldest of which may have been evicted.
+    pub(crate) fn exits(&self) -> Result<Vec<(ExitKey, Exit)>, BooksError> {
+        sys::entries(self.maps.exits.fd().as_fd(), u32::MAX).map_err(failed("list exit records"))
+    }
+
+    /// Counters over all CPUs.
+    pub(crate) fn stats(&self) -> Result<Stats, BooksError> {
+        let values = self.maps.stats.get(&0, 0).map_err(failed("read the counters"))?;
+        Ok(values.iter().fold(Stats::default(), |sum, cpu| Stats {
+            seen: sum.seen + cpu.seen,
+            tracked: sum.tracked + cpu.tracked,
+            ignored: sum.ignored + cpu.ignored,
+            insert_failures: sum.insert_failures + cpu.insert_failures,
+            delete_failures: sum.delete_failures + cpu.delete_failures,
+            exit_failures: sum.exit_failures + cpu.exit_failures,
+            stale_replaced: sum.stale_replaced + cpu.stale_replaced,
+            healed: sum.healed + cpu.healed,
+            event_drops: sum.event_drops + cpu.event_drops,
+            kills: sum.kills + cpu.kills,
+        }))
+    }
+
+    /// How often the kernel skipped each hook.
+    pub(crate) fn misses(&self) -> Result<Vec<(&'static str, u64)>, BooksError> {
+        let misses = |(name, hook): &(&'static str, BtfTracePoint)| {
+            let fd = hook.fd().map_err(failed("inspect a program"))?;
+            let misses = sys::recursion_misses(fd).map_err(failed("inspect a program"))?;
+            Ok((*name, misses))
+        };
+        self.programs.hooks.iter().map(misses).collect()
+    }
+
+    /// Signs of loss so far.
+    pub(crate) fn loss(&self) -> Result<Loss, BooksError> {
+        let stats = self.stats()?;
+        let misses = self.misses()?;
+        let of = |wanted: &str| misses.iter().find(|(name, _)| *name == wanted).map(|(_, count)| *count);
+        let fork = of(program::FORK).unwrap_or(0);
+        Ok(Loss {
+            failures: stats.insert_failures + stats.delete_failures + stats.exit_failures,
+            missed_creations: of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork)),
+            missed_deaths: of(program::EXIT).unwrap_or(0),
+        })
+    }
+
+    /// Every process that the caller's pid namespace shows, the dead and unreaped included.
+    pub(crate) fn tasks(&self) -> Result<Vec<Task>, BooksError> {
+        let bytes = iterate(&self.programs.tasks)?;
+        let (records, _) = bytes.as_chunks::<{ size_of::<Task>() }>();
+        Ok(records
+            .iter()
+            // SAFETY: the iterator writes whole `Task`s, which are plain data; the read needs no alignment.
+            .map(|record| unsafe { record.as_ptr().cast::<Task>().read_unaligned() })
+            .collect())
+    }
+
+    /// Requests that a process be taken in by [`Kernel::adopt`].
+    pub(crate) fn request_adoption(&self, key: ProcessKey, service: u32) -> Result<(), BooksError> {
+        let adoption = Adoption {
+            service,
+            _pad: 0,
+            start_boottime_ns: key.start_boottime_ns,
+        };
+        lock(&self.maps.adoptions)
+            .insert(key.tgid, adoption, 0)
+            .map_err(failed("request an adoption"))
+    }
+
+    /// Ends a request. A second end is no error.
+    pub(crate) fn withdraw_adoption(&self, tgid: u32) -> Result<(), BooksError> {
+        absent(lock(&self.maps.adoptions).remove(&tgid))
+            .map(drop)
+            .map_err(failed("withdraw an adoption"))
+    }
+
+    /// One pass over all processes: takes in those that were requested, and children of members of adopting services.
+    ///
+    /// Returns how many it took in.
+    pub(crate) fn adopt(&self) -> Result<usize, BooksError> {
+        iterate(&self.programs.adopt).map(|marks| marks.len())
+    }
+
+    /// Attaches the system-call gate: members of services that are being killed die at their next system call.
+    pub(crate) fn gate(&self) -> Result<Gate, BooksError> {
+        let mut gate = lock(&self.programs.gate);
+        let id = gate.attach().map_err(failed("attach the gate"))?;
+        let link = gate.take_link(id).map_err(failed("attach the gate"))?;
+        Ok(Gate { _link: link })
+    }
+
+    /// Events, for one reader at a time.
+    pub(crate) fn events(&self) -> Result<EventStream, EventsError> {
+        let map = MapData::from_pin(self.pins.map(map::EVENTS))?;
+        EventStream::new(RingBuf::try_from(Map::RingBuf(map))?, &self.pins.events_lock())
+    }
+
+    /// Passes on what the programs have logged, if this process loaded them with logging on.
+    pub(crate) fn flush_log(&self) {
+        if let Some(log) = lock(&self.log).as_mut() {
+            log.flush();
+        }
+    }
+
+    /// Capacity of `processes`.
+    pub(crate) fn max_processes(&self) -> u32 {
+        self.max_processes
+    }
+
+    /// The directory with the pins; `None` if they are private.
+    pub(crate) fn pin_directory(&self) -> Option<&Path> {
+        self.pins.public()
+    }
+}
+
+/// Loads, pins and attaches everything. The layout is written last: it says that the rest is complete.
+fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(u32, Option<Log>), OpenError> {
+    let (mut ebpf, max_processes) = load::load(options)?;
+    pins.create_layout()?;
+    let log = logger(&mut ebpf, options);
+    for name in map::ALL {
+        let map = ebpf.map(name).ok_or(LoadError::NoMap(name))?;
+        map.pin(pins.map(name)).map_err(failed("pin a map"))?;
+    }
+    for (name, program) in ebpf.programs_mut() {
+        if program.fd().is_ok() {
+            program.pin(pins.program(name)).map_err(failed("pin a program"))?;
+        }
+    }
+    for (name, _) in HOOKS {
+        let hook: &mut BtfTracePoint = load::get(&mut ebpf, name)?;
+        if hook.fd().is_err() {
+            continue;
+        }
+        let link = hook
+            .attach()
+            .and_then(|id| hook.take_link(id))
+            .map_err(|source| load::failed("attach", name, source))?;
+        let _pinned: PinnedLink = FdLink::from(link).pin(pins.link(name)).map_err(failed("pin a link"))?;
+    }
+    let layout = Layout {
+        version: LAYOUT_VERSION,
+        next_service: 1,
+        max_processes,
+        _pad: 0,
+        sources: zinit_ebpf::SOURCES,
+    };
+    let map = ebpf.map_mut(map::LAYOUT).ok_or(LoadError::NoMap(map::LAYOUT))?;
+    Array::<_, Layout>::try_from(map)
+        .and_then(|mut layouts| layouts.set(0, layout, 0))
+        .map_err(map_failed(map::LAYOUT))?;
+    Ok((max_processes, log))
+}
+
+/// The layout record, if a complete set of pins is there.
+fn pinned_layout(pins: &PinDirectory) -> Result<Option<Layout>, OpenError> {
+    let path = pins.map(map::LAYOUT);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let unreadable = |_| pins.other_layout("unreadable");
+    let map = MapData::from_pin(&path).map_err(unreadable)?;
+    let layouts = Array::<_, Layout>::try_from(Map::Array(map)).map_err(unreadable)?;
+    let layout = layouts.get(&0, 0).map_err(unreadable)?;
+    Ok((layout.version != 0).then_some(layout))
+}
+
+fn logger(ebpf: &mut Ebpf, options: LoadOptions) -> Option<Log> {
+    options.log?;
+    EbpfLogger::init(ebpf)
+        .inspect_err(|error| tracing::warn!(%error, "the programs' log cannot be read"))
+        .ok()
+}
+
+fn open_map<T>(pins: &PinDirectory, name: &'static str, kind: fn(MapData) -> Map) -> Result<T, LoadError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    kind(open_data(pins, name)?).try_into().map_err(map_failed(name))
+}
+
+fn open_data(pins: &PinDirectory, name: &'static str) -> Result<MapData, LoadError> {
+    MapData::from_pin(pins.map(name)).map_err(map_failed(name))
+}
+
+fn map_failed(map: &'static str) -> impl FnOnce(MapError) -> LoadError {
+    move |source| LoadError::Map {
+        map,
+        source: Box::new(source),
+    }
+}
+
+/// Runs a program in the context of the calling thread and returns its result.
+fn run(program: &RawTracePoint, arguments: &[u64]) -> Result<u32, BooksError> {
+    let mut options = RawTracePointRunOptions::new();
+    options.args[..arguments.len()].copy_from_slice(arguments);
+    program
+        .test_run(options)
+        .map(|result| result.return_value)
+        .map_err(failed("run a program"))
+}
+
+/// Runs an iterator to its end and returns what it wrote.
+fn iterate(iterator: &Mutex<Iter>) -> Result<Vec<u8>, BooksError> {
+    let mut iterator = lock(iterator);
+    let id = iterator.attach().map_err(failed("start a task iterator"))?;
+    let link = iterator.take_link(id).map_err(failed("start a task iterator"))?;
+    drop(iterator);
+    let mut bytes = Vec::new();
+    link.into_file()
+        .map_err(failed("start a task iterator"))?
+        .read_to_end(&mut bytes)
+        .map_err(failed("read a task iterator"))?;
+    Ok(bytes)
+}

@@ -1,0 +1,203 @@
+//! Loads the embedded eBPF object into the running kernel.
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::MapError,
+    programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint},
+};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use zinit_ebpf::{map, program};
+
+use super::btf::{BtfError, KernelTypes};
+
+/// Largest capacity of `processes`: 131,072 entries take about 16 MiB of kernel memory.
+const MAX_PROCESSES: u32 = 131_072;
+
+/// Why the programs could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A kernel structure is not as expected.
+    #[error(transparent)]
+    Types(#[from] BtfError),
+    /// The object could not be parsed or its maps created.
+    #[error("failed to load the eBPF object: {0}")]
+    Object(#[from] EbpfError),
+    /// aya could not read the kernel's types.
+    #[error("failed to read the kernel's BTF: {0}")]
+    Btf(#[from] aya::BtfError),
+    /// The kernel refused a program.
+    #[error("failed to {operation} the eBPF program {program}: {source}")]
+    Program {
+        /// What was attempted.
+        operation: &'static str,
+        /// The program.
+        program: &'static str,
+        /// What aya or the kernel answered.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The object lacks a program that the loader expects.
+    #[error("the eBPF object has no program {0}")]
+    NoProgram(&'static str),
+    /// The object lacks a map that the loader expects.
+    #[error("the eBPF object has no map {0}")]
+    NoMap(&'static str),
+    /// A map could not be opened as its type.
+    #[error("failed to open the map {map}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What aya or the kernel answered.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// A limit could not be read.
+    #[error("failed to read {path}: {source}")]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+}
+
+/// Programs that are attached for as long as the tracker is loaded, each with its tracepoint.
+pub(super) const HOOKS: [(&str, &str); 5] = [
+    // Deaths first: nothing may join that could not leave.
+    (program::FREE, "sched_process_free"),
+    (program::EXIT, "sched_process_exit"),
+    (program::EXEC, "sched_process_exec"),
+    (program::WAKEUP_NEW, "sched_wakeup_new"),
+    (program::FORK, "sched_process_fork"),
+];
+
+/// How the object is to be loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoadOptions {
+    pub max_processes: Option<u32>,
+    pub log: Option<aya_log::Level>,
+}
+
+/// Creates the maps and loads every program; attaches none.
+///
+/// `sched_wakeup_new` is left out where the kernel lacks what it needs (before 5.11); those kernels lose no events.
+pub(super) fn load(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
+    // Before 5.11 maps are charged to this limit; later kernels ignore it.
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        tracing::debug!(%error, "the limit on locked memory stays as it is");
+    }
+    let types = KernelTypes::running()?;
+    let btf = Btf::from_sys_fs()?;
+    let offsets = offsets(&types)?;
+    let has_task_btf = types.has_typedef("btf_bpf_get_current_task_btf");
+    let max_processes = match options.max_processes {
+        Some(capacity) => capacity,
+        None => capacity()?,
+    };
+    let log_level = options.log.map_or(0, |level| level as u8);
+    let mut loader = EbpfLoader::new();
+    loader.btf(Some(&btf));
+    for (name, offset) in &offsets {
+        loader.override_global(name, offset, true);
+    }
+    loader.override_global("AYA_LOG_LEVEL", &log_level, true);
+    loader.map_max_entries(map::PROCESSES, max_processes);
+    let mut ebpf = loader.load(zinit_ebpf::OBJECT)?;
+
+    for (name, tracepoint) in HOOKS.into_iter().chain([(program::GATE, "sys_enter")]) {
+        if name == program::WAKEUP_NEW && !has_task_btf {
+            continue;
+        }
+        let hook: &mut BtfTracePoint = get(&mut ebpf, name)?;
+        hook.load(tracepoint, &btf)
+            .map_err(|source| failed("load", name, source))?;
+    }
+    for name in [program::SPAWN, program::STATE, program::RELEASE] {
+        let command: &mut RawTracePoint = get(&mut ebpf, name)?;
+        command.load().map_err(|source| failed("load", name, source))?;
+    }
+    for name in [program::TASKS, program::ADOPT] {
+        let iterator: &mut Iter = get(&mut ebpf, name)?;
+        iterator
+            .load("task", &btf)
+            .map_err(|source| failed("load", name, source))?;
+    }
+    Ok((ebpf, max_processes))
+}
+
+pub(super) fn failed(operation: &'static str, program: &'static str, source: ProgramError) -> LoadError {
+    LoadError::Program {
+        operation,
+        program,
+        source: Box::new(source),
+    }
+}
+
+/// The program of that name and type.
+pub(super) fn get<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or(LoadError::NoProgram(name))?
+        .try_into()
+        .map_err(|source| failed("find", name, source))
+}
+
+/// What the programs call `TASK_PID` and so on, found in the running kernel.
+fn offsets(types: &KernelTypes) -> Result<Vec<(&'static str, u64)>, BtfError> {
+    const MEMBERS: [(&str, &str, &str); 18] = [
+        ("TASK_PID", "task_struct", "pid"),
+        ("TASK_TGID", "task_struct", "tgid"),
+        ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
+        ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
+        ("TASK_REAL_PARENT", "task_struct", "real_parent"),
+        ("TASK_SIGNAL", "task_struct", "signal"),
+        ("TASK_THREAD_PID", "task_struct", "thread_pid"),
+        ("TASK_EXIT_CODE", "task_struct", "exit_code"),
+        ("TASK_COMM", "task_struct", "comm"),
+        ("SIGNAL_LIVE", "signal_struct", "live"),
+        ("SIGNAL_FLAGS", "signal_struct", "flags"),
+        ("SIGNAL_GROUP_EXIT_CODE", "signal_struct", "group_exit_code"),
+        ("SIGNAL_PIDS", "signal_struct", "pids"),
+        ("PID_LEVEL", "pid", "level"),
+        ("PID_NUMBERS", "pid", "numbers"),
+        ("UPID_NR", "upid", "nr"),
+        ("UPID_NS", "upid", "ns"),
+        ("NS_COMMON_INUM", "ns_common", "inum"),
+    ];
+    let mut offsets = Vec::with_capacity(MEMBERS.len() + 3);
+    for (name, structure, member) in MEMBERS {
+        offsets.push((name, types.offset_of(structure, member)?));
+    }
+    let common = offsets.pop().map_or(0, |(_, offset)| offset);
+    offsets.push(("NAMESPACE_INUM", types.offset_of("pid_namespace", "ns")? + common));
+    offsets.push(("UPID_SIZE", types.size_of("upid")?));
+    offsets.push(("PID_NUMBERS_FLEXIBLE", u64::from(types.is_flexible("pid", "numbers")?)));
+    offsets.push((
+        "HAS_TASK_BTF",
+        u64::from(types.has_typedef("btf_bpf_get_current_task_btf")),
+    ));
+    Ok(offsets)
+}
+
+/// As many processes as can exist, up to [`MAX_PROCESSES`].
+fn capacity() -> Result<u32, LoadError> {
+    let limit = |path: &str| -> Result<u32, LoadError> {
+        let read = || {
+            std::fs::read_to_string(path)?
+                .trim()
+                .parse()
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+        };
+        read().map_err(|source| LoadError::Limit {
+            path: path.into(),
+            source,
+        })
+    };
+    let pid_max = limit("/proc/sys/kernel/pid_max")?;
+    let threads_max = limit("/proc/sys/kernel/threads-max")?;
+    Ok(pid_max.min(threads_max).min(MAX_PROCESSES))
+}

@@ -1,0 +1,313 @@
+//! The pin directory: where the maps, programs and links live on when no process holds them.
+//!
+//! ```text
+//! DIRECTORY/            flock: whoever loads, unloads, registers or unregisters holds it exclusively
+//!   v1/                 the layout version; flock: every open tracker holds it shared
+//!     processes …       the maps
+//!     links/ programs/
+//! ```
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use rustix::{
+    fs::{FlockOperation, flock},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
+};
+use zinit_ebpf::LAYOUT_VERSION;
+
+/// Where bpffs is mounted by convention.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// What goes wrong with pins.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The directory cannot hold pins.
+    #[error("{0} is not on a bpf file system: mount one (mount -t bpf bpf /sys/fs/bpf) or run unpinned")]
+    NotBpffs(PathBuf),
+    /// A file operation failed.
+    #[error("failed to {operation} {path}: {source}")]
+    Io {
+        /// What was attempted.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// Another version of the tracker is loaded.
+    #[error(
+        "{path} holds pins of layout {found}, this program uses layout {expected}: stop its services and unload it with \
+         the zinit-tracker that made it"
+    )]
+    OtherLayout {
+        /// The directory.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What this program writes.
+        expected: u32,
+    },
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
+    move |source| PinError::Io {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A pin directory, locked for use.
+#[derive(Debug)]
+pub(super) struct PinDirectory {
+    base: PathBuf,
+    /// A bpffs that only this process can reach; it goes with the descriptor.
+    private: Option<OwnedFd>,
+}
+
+/// Exclusive use of a pin directory, until dropped.
+#[derive(Debug)]
+pub(crate) struct Exclusive(File);
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
+            tracing::debug!(%error, "closing the descriptor unlocks the pin directory");
+        }
+    }
+}
+
+impl PinDirectory {
+    /// Creates the directory if needed, mounting bpffs at its usual place if nothing is mounted there.
+    pub(super) fn open(base: &Path) -> Result<Self, PinError> {
+        if base.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
+            mount_bpffs()?;
+        }
+        fs::create_dir_all(base).map_err(failed("create", base))?;
+        if !is_bpffs(base) {
+            // Not ours: nothing is left behind where it does not belong.
+            if let Err(error) = fs::remove_dir(base) {
+                tracing::debug!(%error, path = %base.display(), "the directory was there before");
+            }
+            return Err(PinError::NotBpffs(base.to_owned()));
+        }
+        Ok(Self {
+            base: base.to_owned(),
+            private: None,
+        })
+    }
+
+    /// The directory if it is there and can hold pins.
+    pub(super) fn existing(base: &Path) -> Option<Self> {
+        (base.is_dir() && is_bpffs(base)).then(|| Self {
+            base: base.to_owned(),
+            private: None,
+        })
+    }
+
+    /// A directory on a bpffs of its own that is mounted nowhere (`fsmount(2)`, kernel 5.2).
+    pub(super) fn private() -> Result<Self, PinError> {
+        let bpffs = Path::new("a private bpf file system");
+        let mount = || {
+            let context = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            fsconfig_create(context.as_fd())?;
+            fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        };
+        let mount = mount().map_err(|error| failed("create", bpffs)(error.into()))?;
+        let base = PathBuf::from(format!("/proc/self/fd/{}/zinit", mount.as_raw_fd()));
+        fs::create_dir(&base).map_err(failed("create", bpffs))?;
+        Ok(Self {
+            base,
+            private: Some(mount),
+        })
+    }
+
+    /// The directory, if others can reach it.
+    pub(super) fn public(&self) -> Option<&Path> {
+        self.private.is_none().then_some(&self.base)
+    }
+
+    /// Waits for exclusive use.
+    ///
+    /// Each holder opens the directory anew: duplicates of one descriptor share its lock.
+    pub(super) fn exclusive(&self) -> Result<Exclusive, PinError> {
+        loop {
+            let lock = match File::open(&self.base) {
+                Ok(file) => file,
+                // The last user removed the directory in the meantime.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(&self.base).map_err(failed("create", &self.base))?;
+                    continue;
+                }
+                Err(error) => return Err(failed("open", &self.base)(error)),
+            };
+            match flock(&lock, FlockOperation::LockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(failed("lock", &self.base)(error.into())),
+            }
+            if same_file(&lock, &self.base) {
+                return Ok(Exclusive(lock));
+            }
+        }
+    }
+
+    /// The directory of this program's layout.
+    pub(super) fn layout(&self) -> PathBuf {
+        self.base.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// Refuses pins of another layout.
+    pub(super) fn check_layouts(&self) -> Result<(), PinError> {
+        let entries = fs::read_dir(&self.base).map_err(failed("list", &self.base))?;
+        for entry in entries {
+            let name = entry.map_err(failed("list", &self.base))?.file_name();
+            if name != OsStr::new(&format!("v{LAYOUT_VERSION}")) {
+                return Err(self.other_layout(&name.to_string_lossy()));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn other_layout(&self, found: &str) -> PinError {
+        PinError::OtherLayout {
+            path: self.base.clone(),
+            found: found.to_owned(),
+            expected: LAYOUT_VERSION,
+        }
+    }
+
+    /// Creates the directories that the pins go into.
+    pub(super) fn create_layout(&self) -> Result<(), PinError> {
+        for path in [self.layout(), self.links(), self.programs()] {
+            fs::create_dir_all(&path).map_err(failed("create", &path))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.layout().join(name)
+    }
+
+    fn links(&self) -> PathBuf {
+        self.layout().join("links")
+    }
+
+    fn programs(&self) -> PathBuf {
+        self.layout().join("programs")
+    }
+
+    pub(super) fn link(&self, name: &str) -> PathBuf {
+        self.links().join(name)
+    }
+
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.programs().join(name)
+    }
+
+    /// Whose lock the one reader of the events holds.
+    pub(super) fn events_lock(&self) -> PathBuf {
+        self.programs()
+    }
+
+    /// Marks the layout as in use until the file is closed.
+    pub(super) fn in_use(&self) -> Result<File, PinError> {
+        let path = self.layout();
+        let file = File::open(&path).map_err(failed("open", &path))?;
+        flock(&file, FlockOperation::LockShared).map_err(|error| failed("lock", &path)(error.into()))?;
+        Ok(file)
+    }
+
+    /// Whether the holder of `mine` is the only user of the layout; then it stays so until `mine` is closed.
+    pub(super) fn is_only_user(&self, mine: &File) -> Result<bool, PinError> {
+        match flock(mine, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let path = self.layout();
+                flock(mine, FlockOperation::LockShared).map_err(|error| failed("lock", &path)(error.into()))?;
+                Ok(false)
+            }
+            Err(error) => Err(failed("lock", &self.layout())(error.into())),
+        }
+    }
+
+    /// Removes every pin, links first so that the programs stop before their maps go.
+    ///
+    /// The base directory goes too, unless something else is in it.
+    pub(super) fn remove(&self) -> Result<(), PinError> {
+        self.remove_layout()?;
+        match fs::remove_dir(&self.base) {
+            Ok(()) => Ok(()),
+            Err(error) if is_expected_leftover(&error) => Ok(()),
+            Err(error) => Err(failed("remove", &self.base)(error)),
+        }
+    }
+}
+
+impl PinDirectory {
+    /// Removes the pins of this layout.
+    pub(super) fn remove_layout(&self) -> Result<(), PinError> {
+        for directory in [self.links(), self.programs(), self.layout()] {
+            remove_directory(&directory)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_expected_leftover(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+    )
+}
+
+fn remove_directory(directory: &Path) -> Result<(), PinError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("list", directory)(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(failed("list", directory))?.path();
+        fs::remove_file(&path).map_err(failed("remove", &path))?;
+    }
+    fs::remove_dir(directory).map_err(failed("remove", directory))
+}
+
+fn same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
+        _ => false,
+    }
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mount_bpffs() -> Result<(), PinError> {
+    let path = Path::new(BPFFS);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    match mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=700")) {
+        Ok(()) | Err(Errno::EBUSY) => {
+            tracing::info!(path = BPFFS, "mounted bpffs");
+            Ok(())
+        }
+        Err(error) => {
+            tracing::debug!(%error, path = BPFFS, "failed to mount bpffs");
+            Err(PinError::NotBpffs(path.to_owned()))
+        }
+    }
+}

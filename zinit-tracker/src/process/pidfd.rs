@@ -1,0 +1,101 @@
+//! Process file descriptors (`pidfd_open(2)`, kernel 5.3).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::signal::Signal;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
+};
+
+/// Why an operation on a pidfd failed; a process that is gone is not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum PidfdError {
+    /// The kernel refused a descriptor.
+    #[error("failed to open a pidfd for pid {pid}: {source}")]
+    Open {
+        /// The process.
+        pid: u32,
+        /// What the kernel answered.
+        source: Errno,
+    },
+    /// The kernel refused to deliver the signal.
+    #[error("failed to send {signal} to pid {pid}: {source}")]
+    Signal {
+        /// The process.
+        pid: u32,
+        /// The signal.
+        signal: Signal,
+        /// What the kernel answered.
+        source: Errno,
+    },
+}
+
+impl PidfdError {
+    /// Whether the process has no file descriptor left, so that a later attempt can succeed.
+    #[must_use]
+    pub fn is_exhaustion(&self) -> bool {
+        matches!(
+            self,
+            Self::Open {
+                source: Errno::MFILE | Errno::NFILE | Errno::NOMEM,
+                ..
+            }
+        )
+    }
+}
+
+/// One process for as long as the descriptor is open, whatever becomes of its pid.
+#[derive(Debug)]
+pub struct Pidfd {
+    fd: OwnedFd,
+    pid: u32,
+}
+
+impl Pidfd {
+    /// Opens the process that has this pid, in the caller's pid namespace, at this moment. `None`: there is none.
+    pub fn open(pid: u32) -> Result<Option<Self>, PidfdError> {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(fd) => Ok(Some(Self { fd, pid })),
+            // EINVAL: the pid is that of a thread which is not a leader, so the process that had it is gone.
+            Err(Errno::SRCH | Errno::INVAL) => Ok(None),
+            Err(source) => Err(PidfdError::Open { pid, source }),
+        }
+    }
+
+    /// Sends a signal. Returns whether the process was there to receive it.
+    pub fn signal(&self, signal: Signal) -> Result<bool, PidfdError> {
+        let raw = rustix::process::Signal::from_named_raw(signal as i32).ok_or(PidfdError::Signal {
+            pid: self.pid,
+            signal,
+            source: Errno::INVAL,
+        })?;
+        match pidfd_send_signal(&self.fd, raw) {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
+            Err(source) => Err(PidfdError::Signal {
+                pid: self.pid,
+                signal,
+                source,
+            }),
+        }
+    }
+
+    /// Whether every thread of the process has exited, so that its files, locks and sockets are closed.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        // An interrupted poll says nothing: the caller asks again.
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready == 1)
+    }
+}
+
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

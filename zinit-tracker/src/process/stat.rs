@@ -1,0 +1,99 @@
+//! `/proc/PID/stat` (proc_pid_stat(5)).
+
+use procfs::process::Process;
+
+/// Length of a clock tick as `/proc` counts it (`USER_HZ`, 100 a second on every architecture that Linux runs BPF on).
+const TICK_NS: u64 = 10_000_000;
+
+/// Translates between `/proc`'s start times and the kernel's exact ones.
+///
+/// `/proc` shows a start time in ticks, and newer kernels shift it by the reader's time namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct StartClock {
+    offset_ticks: i64,
+}
+
+impl StartClock {
+    /// Learns the shift from one process whose exact start is known: the caller itself.
+    ///
+    /// `None`: `/proc` does not show the caller.
+    #[must_use]
+    pub fn calibrate(pid: u32, start_boottime_ns: u64) -> Option<Self> {
+        let shown = start_ticks(pid)?;
+        Some(Self {
+            offset_ticks: shown.cast_signed() - (start_boottime_ns / TICK_NS).cast_signed(),
+        })
+    }
+
+    /// Whether the process that has this pid now may be the one that started then, to the tick.
+    ///
+    /// `None`: there is no such process any more, or `/proc` hides it.
+    #[must_use]
+    pub fn matches(self, pid: u32, start_boottime_ns: u64) -> Option<bool> {
+        let shown = start_ticks(pid)?;
+        Some(shown.cast_signed() - self.offset_ticks == (start_boottime_ns / TICK_NS).cast_signed())
+    }
+}
+
+fn start_ticks(pid: u32) -> Option<u64> {
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    Some(process.stat().ok()?.starttime)
+}
+
+/// What is shown of a process that would not die.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// The state letter of `/proc/PID/stat`.
+    pub state: char,
+    /// The kernel function in which it waits, where it is readable.
+    pub wchan: Option<String>,
+    /// The process that traces it; 0: none.
+    pub tracer: u32,
+}
+
+/// Reads the condition of a process; `None` when it is gone or hidden.
+#[must_use]
+pub fn condition(pid: u32) -> Option<Condition> {
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    let stat = process.stat().ok()?;
+    let tracer = process.status().ok().map_or(0, |status| status.tracerpid);
+    let wchan = process.wchan().ok().filter(|name| !name.is_empty() && name != "0");
+    Some(Condition {
+        state: stat.state,
+        wchan,
+        tracer: u32::try_from(tracer).unwrap_or(0),
+    })
+}
+
+/// A process as `/proc` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its pid.
+    pub pid: u32,
+    /// Its session.
+    pub session: u32,
+    /// Its process group.
+    pub group: u32,
+    /// Command name.
+    pub comm: String,
+}
+
+/// Every living process that `/proc` shows; those that end meanwhile are left out.
+#[must_use]
+pub fn all() -> Vec<Listed> {
+    let Ok(processes) = procfs::process::all_processes() else {
+        return Vec::new();
+    };
+    processes
+        .filter_map(|process| process.ok()?.stat().ok())
+        .filter(|stat| !matches!(stat.state, 'Z' | 'X'))
+        .filter_map(|stat| {
+            Some(Listed {
+                pid: u32::try_from(stat.pid).ok()?,
+                session: u32::try_from(stat.session).ok()?,
+                group: u32::try_from(stat.pgrp).ok()?,
+                comm: stat.comm,
+            })
+        })
+        .collect()
+}

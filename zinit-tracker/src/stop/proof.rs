@@ -1,0 +1,60 @@
+//! The one place that decides whether an empty set is proof.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::{kernel::Loss, tracker::ServiceInfo};
+
+/// A reason why the books may not tell everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum Doubt {
+    /// The kernel could not record members, because the map was full or the operation failed.
+    LostOperations {
+        /// How many operations failed.
+        count: u64,
+    },
+    /// The kernel skipped the hooks that see creations.
+    MissedCreations {
+        /// How often, machine-wide since the service was registered.
+        count: u64,
+    },
+    /// Members ran before tracking began: what they created and left before is unknown.
+    Adopted,
+    /// So many members died that exit records were evicted before their end could be observed.
+    UnobservedDeaths {
+        /// How many.
+        count: u64,
+    },
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LostOperations { count } => write!(f, "{count} operations of the kernel's books failed"),
+            Self::MissedCreations { count } => write!(f, "the kernel skipped {count} process creations"),
+            Self::Adopted => f.write_str("it was adopted, and what had left its tree before is unknown"),
+            Self::UnobservedDeaths { count } => {
+                write!(f, "{count} members died without their end being observed")
+            }
+        }
+    }
+}
+
+/// Everything that speaks against the books of one service.
+pub(super) fn doubts(service: &ServiceInfo, loss: Loss) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    if service.lost > 0 {
+        doubts.push(Doubt::LostOperations { count: service.lost });
+    }
+    if loss.missed_creations > service.missed_before {
+        doubts.push(Doubt::MissedCreations {
+            count: loss.missed_creations - service.missed_before,
+        });
+    }
+    if service.adopted {
+        doubts.push(Doubt::Adopted);
+    }
+    doubts
+}

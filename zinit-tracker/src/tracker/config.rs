@@ -1,0 +1,41 @@
+//! How a tracker is opened.
+
+use std::path::PathBuf;
+
+/// Where the machine's tracker is pinned.
+pub const DEFAULT_PINS: &str = "/sys/fs/bpf/zinit";
+
+/// Where maps, programs and links live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pins {
+    /// In this directory on a bpf file system: tracking outlives the process and everyone can see it.
+    Shared(PathBuf),
+    /// With this process only.
+    Private,
+    /// In this directory if it can be, else with this process only, and a warning says so.
+    SharedOrPrivate(PathBuf),
+}
+
+/// How a tracker is opened.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where maps, programs and links live.
+    pub pins: Pins,
+    /// Who manages the services that this tracker registers; service names are unique within an instance.
+    pub instance: String,
+    /// Capacity in processes; `None`: the smaller of `pid_max`, `threads-max` and 131,072. Only the loader decides.
+    pub max_processes: Option<u32>,
+    /// Diagnostics of the programs through aya-log; `None`: off, at no cost. Only the loader decides.
+    pub program_log: Option<aya_log::Level>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            pins: Pins::SharedOrPrivate(DEFAULT_PINS.into()),
+            instance: "tool".to_owned(),
+            max_processes: None,
+            program_log: None,
+        }
+    }
+}

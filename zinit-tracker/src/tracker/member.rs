@@ -1,0 +1,199 @@
+//! Members: listing, lineage, release, and the records of those that died.
+
+use std::{collections::HashSet, time::Duration};
+
+use serde::Serialize;
+use zinit_ebpf::{Exit, ExitKey, Process, process_flag};
+
+use super::{
+    Tracker, TrackerError,
+    service::{Service, ServiceId, text},
+};
+use crate::process::ProcessKey;
+
+/// A live member of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Member {
+    /// Its unique name.
+    #[serde(flatten)]
+    pub key: ProcessKey,
+    /// Its pid in the caller's pid namespace; 0 if that does not show it.
+    pub pid: u32,
+    /// The service it belongs to.
+    pub service: ServiceId,
+    /// The process that created it.
+    pub parent: ProcessKey,
+    /// Session id when it joined, in the initial pid namespace.
+    pub session: u32,
+    /// Process group id when it joined, in the initial pid namespace.
+    pub group: u32,
+    /// Command name.
+    pub comm: String,
+    /// Started by the tracker for the service.
+    pub spawned: bool,
+    /// Taken in while it ran.
+    pub adopted: bool,
+    /// Time since boot at which it joined.
+    #[serde(rename = "joined_boottime_ns", serialize_with = "crate::units::nanoseconds")]
+    pub joined: Duration,
+}
+
+/// A member that died, as the kernel recorded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Its unique name.
+    pub key: ProcessKey,
+    /// Its pid in the caller's pid namespace; 0 if that does not show it.
+    pub pid: u32,
+    /// The service it belonged to.
+    pub service: ServiceId,
+    /// The process that created it.
+    pub parent: ProcessKey,
+    /// Command name.
+    pub comm: String,
+    /// Wait status as in wait(2).
+    pub status: u32,
+    /// Time since boot at which it died.
+    pub ended: Duration,
+}
+
+impl Tracker {
+    /// The live members of the service, oldest first.
+    ///
+    /// A member that is there throughout the call is in the list; one that comes or goes meanwhile may be.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn processes(&self, service: &Service) -> Result<Vec<Member>, TrackerError> {
+        self.members(&[service.id])
+    }
+
+    /// The live members of the services, oldest first.
+    pub(crate) fn members(&self, services: &[ServiceId]) -> Result<Vec<Member>, TrackerError> {
+        let entries = self.kernel.processes()?;
+        let mut members: Vec<_> = entries
+            .iter()
+            .filter(|(_, entry)| services.contains(&ServiceId(entry.service)))
+            .map(|(tgid, entry)| Member::new(*tgid, entry))
+            .collect();
+        if self.here.level != 0 {
+            self.translate(members.iter_mut().map(|member| (member.key, &mut member.pid)))?;
+        }
+        members.sort_by_key(|member| (member.joined, member.key));
+        Ok(members)
+    }
+
+    /// The members of the services that died, oldest first; the kernel keeps the newest 16,384 machine-wide.
+    pub(crate) fn ended(&self, services: &[ServiceId]) -> Result<Vec<Ended>, TrackerError> {
+        let records = self.kernel.exits()?;
+        let mut ended: Vec<_> = records
+            .iter()
+            .filter(|(_, exit)| services.contains(&ServiceId(exit.service)))
+            .map(|(key, exit)| Ended::new(key, exit))
+            .collect();
+        if self.here.level != 0 {
+            self.translate(ended.iter_mut().map(|ended| (ended.key, &mut ended.pid)))?;
+        }
+        ended.sort_by_key(|ended| (ended.ended, ended.key));
+        Ok(ended)
+    }
+
+    /// Replaces the registrant's view of pids by the caller's, where the caller is in a nested pid namespace.
+    fn translate<'a>(&self, pids: impl Iterator<Item = (ProcessKey, &'a mut u32)>) -> Result<(), TrackerError> {
+        let tasks = self.kernel.tasks()?;
+        for (key, pid) in pids {
+            *pid = tasks
+                .iter()
+                .find(|task| task.tgid == key.tgid && task.start_boottime_ns == key.start_boottime_ns)
+                .map_or(0, |task| task.pid);
+        }
+        Ok(())
+    }
+
+    /// Takes a member and its descendants out of their service: a stop leaves them alone from now on.
+    ///
+    /// Returns those that were taken out. What they create while this runs is taken out too.
+    ///
+    /// # Errors
+    ///
+    /// When no member has the pid.
+    pub fn release(&self, pid: u32) -> Result<Vec<Member>, TrackerError> {
+        let ids: Vec<_> = self.services()?.iter().map(|info| info.id).collect();
+        let root = self
+            .members(&ids)?
+            .into_iter()
+            .find(|member| member.pid == pid)
+            .ok_or(TrackerError::NotTracked(pid))?;
+        let service = [root.service];
+        let mut family = HashSet::from([root.key]);
+        let mut released = Vec::new();
+        loop {
+            // A descendant whose creator died is reached through the creator's exit record.
+            let ended = self.ended(&service)?;
+            let members = self.members(&service)?;
+            let links = ended.iter().map(|ended| (ended.key, ended.parent));
+            let links: Vec<_> = links
+                .chain(members.iter().map(|member| (member.key, member.parent)))
+                .collect();
+            while links
+                .iter()
+                .any(|(key, parent)| family.contains(parent) && family.insert(*key))
+            {}
+            let mut found = false;
+            for member in members.into_iter().filter(|member| family.contains(&member.key)) {
+                if self.kernel.release(member.key, false)? {
+                    found = true;
+                    released.push(member);
+                }
+            }
+            // A pass that finds nobody: every child of a released process that was tracked has been released.
+            if !found {
+                return Ok(released);
+            }
+        }
+    }
+}
+
+impl Member {
+    fn new(tgid: u32, entry: &Process) -> Self {
+        Self {
+            key: ProcessKey {
+                tgid,
+                start_boottime_ns: entry.start_boottime_ns,
+            },
+            pid: tgid,
+            service: ServiceId(entry.service),
+            parent: ProcessKey {
+                tgid: entry.parent_tgid,
+                start_boottime_ns: entry.parent_start_boottime_ns,
+            },
+            session: entry.session,
+            group: entry.group,
+            comm: text(&entry.comm),
+            spawned: entry.flags & process_flag::SPAWNED != 0,
+            adopted: entry.flags & process_flag::ADOPTED != 0,
+            joined: Duration::from_nanos(entry.joined_boottime_ns),
+        }
+    }
+}
+
+impl Ended {
+    fn new(key: &ExitKey, exit: &Exit) -> Self {
+        Self {
+            key: ProcessKey {
+                tgid: key.tgid,
+                start_boottime_ns: key.start_boottime_ns,
+            },
+            pid: key.tgid,
+            service: ServiceId(exit.service),
+            parent: ProcessKey {
+                tgid: exit.parent_tgid,
+                start_boottime_ns: exit.parent_start_boottime_ns,
+            },
+            comm: text(&exit.comm),
+            status: exit.status,
+            ended: Duration::from_nanos(exit.exit_boottime_ns),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Waiting for processes to die, woken by their pidfds.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+use rustix::event::epoll;
+use tokio::io::unix::AsyncFd;
+
+use super::{Tracker, TrackerError, service::Service};
+use crate::process::{Pidfd, ProcessKey, readable};
+
+/// How many pidfds are open at a time; the rest are opened when some of these have died.
+const BATCH: usize = 256;
+
+/// How soon the books are read again while a change is under way that no descriptor announces.
+pub(crate) const RECHECK: Duration = Duration::from_millis(1);
+
+/// Pidfds, watched together through one epoll descriptor.
+pub(crate) struct Watch {
+    epoll: AsyncFd<OwnedFd>,
+    by_token: HashMap<u64, (ProcessKey, Pidfd)>,
+    tokens: HashMap<ProcessKey, u64>,
+    next: u64,
+}
+
+impl Watch {
+    pub(crate) fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self {
+            epoll: readable(epoll)?,
+            by_token: HashMap::new(),
+            tokens: HashMap::new(),
+            next: 0,
+        })
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.by_token.len() < BATCH
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_token.is_empty()
+    }
+
+    pub(crate) fn contains(&self, key: ProcessKey) -> bool {
+        self.tokens.contains_key(&key)
+    }
+
+    pub(crate) fn get(&self, key: ProcessKey) -> Option<&Pidfd> {
+        self.by_token.get(self.tokens.get(&key)?).map(|(_, pidfd)| pidfd)
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = ProcessKey> + '_ {
+        self.tokens.keys().copied()
+    }
+
+    pub(crate) fn add(&mut self, key: ProcessKey, pidfd: Pidfd) -> io::Result<()> {
+        let token = self.next;
+        self.next += 1;
+        epoll::add(
+            self.epoll.get_ref(),
+            &pidfd,
+            epoll::EventData::new_u64(token),
+            epoll::EventFlags::IN,
+        )?;
+        self.by_token.insert(token, (key, pidfd));
+        self.tokens.insert(key, token);
+        Ok(())
+    }
+
+    /// Waits until a watched process is dead and takes out all that are. Cancel-safe. For ever, if none is watched.
+    pub(crate) async fn next_dead(&mut self) -> io::Result<Vec<ProcessKey>> {
+        loop {
+            let dead = self.take_dead()?;
+            if !dead.is_empty() {
+                return Ok(dead);
+            }
+            self.epoll.readable().await?.clear_ready();
+        }
+    }
+
+    /// Takes out the watched processes that are dead.
+    pub(crate) fn take_dead(&mut self) -> io::Result<Vec<ProcessKey>> {
+        let mut dead = Vec::new();
+        loop {
+            let mut events = Vec::with_capacity(BATCH);
+            let now = rustix::event::Timespec::default();
+            match epoll::wait(
+                self.epoll.get_ref().as_fd(),
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&now),
+            ) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if events.is_empty() {
+                return Ok(dead);
+            }
+            for event in events {
+                // Closing the pidfd takes it out of the epoll set.
+                if let Some((key, _)) = self.by_token.remove(&event.data.u64()) {
+                    self.tokens.remove(&key);
+                    dead.push(key);
+                }
+            }
+        }
+    }
+}
+
+impl Tracker {
+    /// Waits until the service has no member. Cancel-safe; starts no stop.
+    ///
+    /// # Errors
+    ///
+    /// When the books cannot be read or the processes not be watched.
+    pub async fn wait_empty(&self, service: &Service) -> Result<(), TrackerError> {
+        let mut watch = Watch::new()?;
+        loop {
+            if self.live(service)? == 0 {
+                return Ok(());
+            }
+            for member in self.processes(service)? {
+                if watch.has_room()
+                    && !watch.contains(member.key)
+                    && let Some(pidfd) = self.open_member(&member)?
+                {
+                    watch.add(member.key, pidfd)?;
+                }
+            }
+            if watch.is_empty() {
+                // A member is being created or dies right now.
+                tokio::time::sleep(RECHECK).await;
+            } else {
+                for key in watch.next_dead().await? {
+                    self.bury(key)?;
+                }
+            }
+        }
+    }
+}
