@@ -159,21 +159,22 @@ fn zinit_spawn(ctx: *mut c_void) -> u32 {
     u32::from(pending)
 }
 
-/// Arguments: service id, state, flags to set. Returns 1 if the service exists, else 0.
+/// Arguments: service id, state, flags to set, flags to clear. Returns 1 if the service exists, else 0.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp")]
 fn zinit_state(ctx: *mut c_void) -> u32 {
     let ctx = RawTracePointContext::new(ctx);
     let service: u64 = ctx.arg(0);
     let state: u64 = ctx.arg(1);
-    let flags: u64 = ctx.arg(2);
+    let set: u64 = ctx.arg(2);
+    let clear: u64 = ctx.arg(3);
     let Some(books) = books::SERVICES.get_ptr_mut(service as u32) else {
         return 0;
     };
     // SAFETY: a map value; single fields are written, so the counters beside them stay exact.
     unsafe {
         core::ptr::write_volatile(&raw mut (*books).state, state as u32);
-        (*books).flags |= flags as u32;
+        (*books).flags = (*books).flags & !(clear as u32) | set as u32;
     }
     1
 }
@@ -283,11 +284,13 @@ fn requested(key: Key) -> Option<u32> {
     (adoption.start_boottime_ns == key.start_boottime_ns).then_some(adoption.service)
 }
 
-/// The service of the parent, if that service adopts.
+/// The service of the parent, if that service is adopting.
+///
+/// Not for longer than the adoption takes: a released process may have a member for a parent.
 #[inline(always)]
 fn adopting(parent: Key) -> Option<u32> {
     let service = books::service_of(parent)?;
     // SAFETY: read before any map operation.
     let books = unsafe { books::SERVICES.get(service) }?;
-    (books.flags & service_flag::ADOPTED != 0).then_some(service)
+    (books.flags & service_flag::ADOPTING != 0).then_some(service)
 }

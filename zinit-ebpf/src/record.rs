@@ -100,6 +100,8 @@ pub mod service_state {
 pub mod service_flag {
     /// Members were adopted: what left their tree before that is unknown.
     pub const ADOPTED: u32 = 1;
+    /// An adoption is under way: the `adopt` iterator takes in children of members.
+    pub const ADOPTING: u32 = 1 << 1;
 }
 
 /// A pending spawn: value of `spawns`, keyed by the thread id of the spawner.

@@ -129,7 +129,7 @@ impl Kernel {
     /// Joins what is pinned in the directory, or loads and pins it.
     pub(crate) fn open(directory: &Path, options: LoadOptions) -> Result<Self, OpenError> {
         let pins = PinDirectory::open(directory)?;
-        let exclusive = pins.exclusive()?;
+        let exclusive = pins.create_exclusive()?;
         pins.check_layouts()?;
         if let Some(layout) = pinned_layout(&pins)? {
             return Self::join_checked(pins, &exclusive, layout);
@@ -151,7 +151,9 @@ impl Kernel {
         let Some(pins) = PinDirectory::existing(directory) else {
             return Ok(None);
         };
-        let exclusive = pins.exclusive()?;
+        let Some(exclusive) = pins.exclusive_if_there()? else {
+            return Ok(None);
+        };
         pins.check_layouts()?;
         let Some(layout) = pinned_layout(&pins)? else {
             return Ok(None);
@@ -296,9 +298,10 @@ impl Kernel {
             .map_err(failed("unregister a service"))
     }
 
-    /// Sets a service's state, and flags in addition to those it has. Returns whether the service exists.
-    pub(crate) fn set_state(&self, id: u32, state: u32, flags: u32) -> Result<bool, BooksError> {
-        run(&self.programs.state, &[id.into(), state.into(), flags.into()]).map(|result| result == 1)
+    /// Sets a service's state, sets some of its flags and clears others. Returns whether the service exists.
+    pub(crate) fn set_state(&self, id: u32, state: u32, set: u32, clear: u32) -> Result<bool, BooksError> {
+        let arguments = [id.into(), state.into(), set.into(), clear.into()];
+        run(&self.programs.state, &arguments).map(|result| result == 1)
     }
 
     /// Lets the next process that the calling thread creates join the service. The caller must not change threads

@@ -138,18 +138,30 @@ impl PinDirectory {
         self.private.is_none().then_some(&self.base)
     }
 
+    /// Waits for exclusive use; makes the directory anew if its last user has removed it in the meantime.
+    pub(super) fn create_exclusive(&self) -> Result<Exclusive, PinError> {
+        loop {
+            fs::create_dir_all(&self.base).map_err(failed("create", &self.base))?;
+            if let Some(exclusive) = self.exclusive_if_there()? {
+                return Ok(exclusive);
+            }
+        }
+    }
+
     /// Waits for exclusive use.
+    pub(super) fn exclusive(&self) -> Result<Exclusive, PinError> {
+        self.exclusive_if_there()?
+            .ok_or_else(|| failed("lock", &self.base)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// Waits for exclusive use; `None` if the directory is not there.
     ///
     /// Each holder opens the directory anew: duplicates of one descriptor share its lock.
-    pub(super) fn exclusive(&self) -> Result<Exclusive, PinError> {
+    pub(super) fn exclusive_if_there(&self) -> Result<Option<Exclusive>, PinError> {
         loop {
             let lock = match File::open(&self.base) {
                 Ok(file) => file,
-                // The last user removed the directory in the meantime.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::create_dir_all(&self.base).map_err(failed("create", &self.base))?;
-                    continue;
-                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(failed("open", &self.base)(error)),
             };
             match flock(&lock, FlockOperation::LockExclusive) {
@@ -158,7 +170,7 @@ impl PinDirectory {
                 Err(error) => return Err(failed("lock", &self.base)(error.into())),
             }
             if same_file(&lock, &self.base) {
-                return Ok(Exclusive(lock));
+                return Ok(Some(Exclusive(lock)));
             }
         }
     }

@@ -264,10 +264,6 @@ impl<'a> Stop<'a> {
 
     /// The members now; each is entered in the report.
     fn list(&mut self) -> Result<Vec<Member>, StopError> {
-        if self.info(self.service.id())?.is_some_and(|info| info.adopted) {
-            // Children of adopted processes that an earlier pass missed.
-            self.tracker.adopt_passes()?;
-        }
         let members = self.tracker.members(&self.family)?;
         for member in &members {
             self.seen.entry(member.key).or_insert_with(|| StoppedProcess {

@@ -55,11 +55,13 @@ impl Tracker {
     /// does not exist.
     pub fn adopt(&self, service: &Service, pid: u32) -> Result<Adoption, TrackerError> {
         let root = self.adoptable(pid)?;
-        self.kernel
-            .set_state(service.id.0, service_state::UP, service_flag::ADOPTED)?;
-        self.kernel.request_adoption(root, service.id.0)?;
+        let id = service.id.0;
+        let (adopted, adopting) = (service_flag::ADOPTED, service_flag::ADOPTING);
+        self.kernel.set_state(id, service_state::UP, adopted | adopting, 0)?;
+        self.kernel.request_adoption(root, id)?;
         let result = self.adopt_passes();
         self.kernel.withdraw_adoption(root.tgid)?;
+        self.kernel.set_state(id, service_state::UP, 0, adopting)?;
         let settled = result?;
         let members = self.processes(service)?;
         if members.is_empty() {
@@ -74,7 +76,7 @@ impl Tracker {
     }
 
     /// Repeats the pass until it finds nothing. Returns whether it did.
-    pub(crate) fn adopt_passes(&self) -> Result<bool, TrackerError> {
+    fn adopt_passes(&self) -> Result<bool, TrackerError> {
         for _ in 0..MAX_PASSES {
             if self.kernel.adopt()? == 0 {
                 return Ok(true);

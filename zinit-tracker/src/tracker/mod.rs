@@ -202,7 +202,7 @@ impl Tracker {
             ServiceState::Stopping => service_state::STOPPING,
             ServiceState::Killing => service_state::KILLING,
         };
-        self.kernel.set_state(service.0, state, 0)?;
+        self.kernel.set_state(service.0, state, 0, 0)?;
         Ok(())
     }
 

@@ -1,0 +1,510 @@
+//! The tool as people and scripts use it: exit statuses, reports, listings, and what it says to bad input.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Command, Output, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use zinit_tests::{Cleanup, Marker, Ready, actor, sandbox::PinDir, survivors, tool};
+
+/// A pin directory, and commands of the tool that use it.
+struct Bench {
+    _cleanup: Cleanup,
+    pins: PinDir,
+    marker: Marker,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let marker = Marker::new();
+        let cleanup = Cleanup::new(&marker);
+        Self {
+            _cleanup: cleanup,
+            pins: PinDir::new(),
+            marker,
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(tool());
+        command
+            .args(args)
+            .env("ZINIT_TRACKER_PINS", self.pins.path())
+            .env(Marker::ENV, self.marker.as_str())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Asserts the status, that stderr has the text, and that a failure is one line.
+    fn fails(&self, args: &[&str], status: i32, text: &str) {
+        let output = self.run(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {stderr}");
+        assert!(stderr.contains(text), "{args:?}: {stderr}");
+        if status != 2 {
+            assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+        }
+        self.assert_nothing_left();
+    }
+
+    fn assert_nothing_left(&self) {
+        assert!(!self.pins.path().exists(), "pins are left");
+        assert_eq!(survivors(&self.marker), []);
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(args);
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn run_ends_with_the_status_of_the_command() {
+    let bench = Bench::new();
+    for (script, status) in [
+        ("exit 0", 0),
+        ("exit 3", 3),
+        ("exit 255", 255),
+        ("kill -TERM $$", 128 + 15),
+        ("kill -KILL $$", 128 + 9),
+    ] {
+        let output = bench.run(&["run", "--", "sh", "-c", script]);
+        assert_eq!(output.status.code(), Some(status), "{script}: {}", stderr(&output));
+        assert!(stderr(&output).trim_end().ends_with("proven"), "{}", stderr(&output));
+    }
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn run_stops_what_the_command_leaves_behind() {
+    let bench = Bench::new();
+    let script = "setsid sleep 300 & (setsid sleep 301 &) ; (trap '' TERM; setsid sleep 302 &) ; exit 5";
+    let output = bench.run(&["run", "--grace", "300ms", "--report", "-", "--", "sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(5), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["proven"], true, "{report:#}");
+    assert_eq!(report["tracking"], "ebpf");
+    let processes = report["processes"].as_array().unwrap();
+    assert_eq!(processes.len(), 3, "{report:#}");
+    let killed = |process: &&Value| process["fate"]["killed"] == 9;
+    assert_eq!(processes.iter().filter(killed).count(), 1, "{report:#}");
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn run_passes_stdin_and_stdout_through() {
+    let bench = Bench::new();
+    let mut child = bench
+        .command(&["run", "--", "tr", "a-z", "A-Z"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.stdout, b"HELLO\n");
+    assert_eq!(output.status.code(), Some(0));
+    bench.assert_nothing_left();
+}
+
+/// Starts `run` with a script that prints a line when it is ready, and returns after that line.
+fn started(bench: &Bench, args: &[&str], script: &str) -> std::process::Child {
+    let mut all = vec!["run"];
+    all.extend(args);
+    all.extend(["--", "sh", "-c", script]);
+    let mut child = bench
+        .command(&all)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    // Kept open, or the script would be killed by SIGPIPE.
+    std::mem::forget(stdout);
+    child
+}
+
+fn send(child: &std::process::Child, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+}
+
+#[test]
+fn a_signal_to_run_stops_the_service_with_that_signal() {
+    let bench = Bench::new();
+    for (signal, name, status) in [
+        (Signal::SIGTERM, "TERM", 41),
+        (Signal::SIGINT, "INT", 42),
+        (Signal::SIGHUP, "HUP", 43),
+    ] {
+        let script = format!("trap 'exit {status}' {name}; setsid sleep 300 & echo ready; while :; do sleep 0.1; done");
+        let child = started(&bench, &["--grace", "5s"], &script);
+        send(&child, signal);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", stderr(&output));
+        assert!(stderr(&output).trim_end().ends_with("proven"), "{}", stderr(&output));
+    }
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_second_signal_ends_the_grace_period() {
+    let bench = Bench::new();
+    // The trap tells that the first signal has arrived.
+    let script = "trap 'echo asked >&2' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut child = started(&bench, &["--grace", "10m"], script);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    send(&child, Signal::SIGTERM);
+    assert!(lines.any(|line| line.unwrap() == "asked"));
+    send(&child, Signal::SIGTERM);
+    let rest: Vec<_> = lines.map(Result::unwrap).collect();
+    assert!(
+        rest.iter().any(|line| line.contains("killing what is left")),
+        "{rest:#?}"
+    );
+    assert!(rest.last().unwrap().ends_with("proven"), "{rest:#?}");
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 9));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn usr1_goes_to_the_command() {
+    let bench = Bench::new();
+    let child = started(
+        &bench,
+        &[],
+        "trap 'exit 9' USR1; echo ready; while :; do sleep 0.1; done",
+    );
+    send(&child, Signal::SIGUSR1);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn what_a_killed_run_leaves_can_be_listed_and_stopped() {
+    let bench = Bench::new();
+    let mut child = started(
+        &bench,
+        &["--name", "orphaned"],
+        "setsid sleep 300 & echo ready; exec sleep 300",
+    );
+    send(&child, Signal::SIGKILL);
+    child.wait().unwrap();
+    let listed = bench.json(&["ps", "--json"]);
+    assert_eq!(listed[0]["name"], "orphaned");
+    assert!(listed[0]["live"].as_u64().unwrap() >= 2, "{listed:#}");
+    assert_eq!(listed, bench.json(&["tree", "orphaned", "--json"]));
+    let plan = bench.json(&["stop", "orphaned", "--dry-run", "--json"]);
+    assert_eq!(
+        plan.as_array().unwrap().len(),
+        listed[0]["processes"].as_array().unwrap().len()
+    );
+    bench.fails_while_loaded(&["run", "--name", "orphaned", "--", "true"], 125, "is in use");
+    bench.fails_while_loaded(&["unload"], 1, "stop it first");
+    let report = bench.json(&["stop", "orphaned", "--json", "--grace", "2s"]);
+    assert_eq!(report["proven"], true, "{report:#}");
+    bench.assert_nothing_left();
+}
+
+impl Bench {
+    /// As [`Bench::fails`], while a service is there.
+    fn fails_while_loaded(&self, args: &[&str], status: i32, text: &str) {
+        let output = self.run(args);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(text), "{args:?}: {}", stderr(&output));
+        assert_eq!(stderr(&output).lines().count(), 1, "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn attach_release_and_stop_work_together() {
+    let bench = Bench::new();
+    let mut ready = Ready::new().unwrap();
+    let mut command = actor("chain", ["5"], &bench.marker);
+    ready.attach(&mut command);
+    let mut child = command.spawn().unwrap();
+    ready.wait().unwrap();
+    let pid = child.id().to_string();
+    let adoption = bench.json(&["attach", &pid, "--name", "old", "--json"]);
+    let members = adoption["members"].as_array().unwrap();
+    assert_eq!(members.len(), survivors(&bench.marker).len(), "{adoption:#}");
+    bench.fails_while_loaded(
+        &["attach", &pid, "--name", "again"],
+        1,
+        "already belongs to service \"old\"",
+    );
+    let last = members.last().unwrap()["pid"].to_string();
+    let released = bench.json(&["release", &last, "--json"]);
+    assert_eq!(released.as_array().unwrap().len(), 1, "{released:#}");
+    bench.fails_while_loaded(&["release", &last], 1, "belongs to no service");
+    let output = bench.run(&["stop", "old", "--report", "-"]);
+    // Empty, and not proven: nobody knows what left the tree before it was adopted.
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["doubts"][0]["reason"], "adopted", "{report:#}");
+    child.wait().unwrap();
+    let left: Vec<_> = survivors(&bench.marker)
+        .iter()
+        .map(|left| left.pid.to_string())
+        .collect();
+    assert_eq!(left, [last]);
+    assert!(!bench.pins.path().exists(), "pins are left");
+}
+
+#[test]
+fn bad_input_gets_one_clear_line_and_leaves_nothing() {
+    let bench = Bench::new();
+    let me = std::process::id().to_string();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let not_executable = file.path().to_str().unwrap();
+    for (args, status, text) in [
+        (&["run", "--", "/nonexistent/program"][..], 127, "failed to start"),
+        (&["run", "--", "no-such-program-anywhere"], 127, "failed to start"),
+        (&["run", "--", not_executable], 126, "failed to start"),
+        (&["run", "--", "/"], 126, "failed to start"),
+        (
+            &["run", "--report", "/nonexistent/report", "--", "true"],
+            125,
+            "failed to create the report",
+        ),
+        (&["run", "--name", "a/b", "--", "true"], 125, "cannot be a name"),
+        (&["run", "--name", "", "--", "true"], 125, "cannot be a name"),
+        (&["attach", "0", "--name", "x"], 1, "refusing pid 0"),
+        (&["attach", "1", "--name", "x"], 1, "refusing pid 1"),
+        (&["attach", "2", "--name", "x"], 1, "refusing pid 2"),
+        (&["attach", &me, "--name", "x"], 1, "ancestor"),
+        (&["attach", "4194305", "--name", "x"], 1, "no process has pid"),
+        (&["stop", "nobody"], 1, "nothing is tracked"),
+        (&["ps", "nobody"], 1, "nothing is tracked"),
+        (&["release", "1"], 1, "nothing is tracked"),
+        (&["run"], 2, "CMD"),
+        (&["run", "--grace", "10", "--", "true"], 2, "500ms"),
+        (&["run", "--signal", "NOPE", "--", "true"], 2, "unknown signal"),
+        (&["attach", "-5", "--name", "x"], 2, "unexpected argument"),
+        (&["attach", "abc", "--name", "x"], 2, "no pid"),
+        (&["frobnicate"], 2, "unrecognized subcommand"),
+    ] {
+        bench.fails(args, status, text);
+    }
+}
+
+#[test]
+fn an_unknown_service_is_named_while_others_run() {
+    let bench = Bench::new();
+    let mut child = started(&bench, &["--name", "there"], "echo ready; exec sleep 300");
+    bench.fails_while_loaded(&["stop", "nobody"], 1, "no service is named \"nobody\"");
+    send(&child, Signal::SIGTERM);
+    child.wait().unwrap();
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn pins_of_another_layout_are_refused() {
+    let bench = Bench::new();
+    let other = bench.pins.path().join("v999");
+    std::fs::create_dir_all(&other).unwrap();
+    bench.fails_while_loaded(&["run", "--", "true"], 125, "layout v999");
+    bench.fails_while_loaded(&["ps"], 1, "layout v999");
+    std::fs::remove_dir(other).unwrap();
+    std::fs::remove_dir(bench.pins.path()).unwrap();
+}
+
+#[test]
+fn a_directory_that_is_no_bpf_file_system_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let pins = dir.path().join("pins");
+    let output = Command::new(tool())
+        .args(["--pins", pins.to_str().unwrap(), "run", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(
+        stderr(&output).contains("not on a bpf file system"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!pins.exists());
+}
+
+#[test]
+fn missing_rights_are_named() {
+    let bench = Bench::new();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(tool())
+        .args(["run", "--", "true"])
+        .env("ZINIT_TRACKER_PINS", bench.pins.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
+    assert!(stderr(&output).contains("CAP_BPF"), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn without_a_bpf_file_system_run_works_unpinned_and_says_so() {
+    // In a mount namespace where nothing can be mounted at the usual place: /sys is an empty read-only file system.
+    let bench = Bench::new();
+    let script = format!(
+        "mount -t tmpfs tmpfs /mnt && mkdir -p /mnt/kernel/btf /mnt/devices && cp /sys/kernel/btf/vmlinux /mnt/kernel/btf/ && \
+         mount --bind /sys/devices /mnt/devices && \
+         mount --rbind /mnt /sys && mount -o remount,ro,bind /sys && exec {} run -- sh -c 'setsid sleep 300 & exit 7'",
+        tool().display()
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .env(Marker::ENV, bench.marker.as_str())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    assert!(stderr(&output).contains("running unpinned"), "{}", stderr(&output));
+    assert!(stderr(&output).trim_end().ends_with("proven"), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn doctor_reports_requirements_and_counters() {
+    let bench = Bench::new();
+    let report = bench.json(&["doctor", "--json"]);
+    assert_eq!(report["tracking"], "ebpf");
+    assert_eq!(report["loaded"], Value::Null);
+    let mut child = started(&bench, &[], "echo ready; exec sleep 300");
+    let report = bench.json(&["doctor", "--json"]);
+    assert_eq!(report["loaded"]["services"], 1, "{report:#}");
+    assert_eq!(report["loaded"]["counters"]["insert_failures"], 0);
+    send(&child, Signal::SIGTERM);
+    child.wait().unwrap();
+    assert!(bench.run(&["doctor"]).status.success());
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn every_subcommand_explains_itself() {
+    let bench = Bench::new();
+    for command in ["run", "ps", "tree", "attach", "stop", "release", "doctor", "unload"] {
+        let output = bench.run(&[command, "--help"]);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Usage:"), "{command}");
+    }
+    let output = bench.run(&["unload"]);
+    assert!(output.status.success() && stderr(&output).contains("nothing is loaded"));
+}
+
+#[test]
+fn bpftool_prints_the_maps_by_field_name_and_lists_the_programs() {
+    if Command::new("bpftool").arg("version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have bpftool");
+        println!("SKIPPED: bpftool is not installed");
+        return;
+    }
+    let bench = Bench::new();
+    let mut child = started(&bench, &["--name", "seen"], "echo ready; exec sleep 300");
+    let dump = |map: &str| {
+        let path = bench.pins.path().join("v1").join(map);
+        let output = Command::new("bpftool")
+            .args(["-j", "map", "dump", "pinned"])
+            .arg(path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let process = &dump("processes")[0]["formatted"]["value"];
+    for field in [
+        "service",
+        "flags",
+        "start_boottime_ns",
+        "parent_start_boottime_ns",
+        "joined_boottime_ns",
+        "parent_tgid",
+        "pid",
+        "session",
+        "group",
+        "comm",
+    ] {
+        assert!(!process[field].is_null(), "{field}: {process:#}");
+    }
+    let service = &dump("services")[0]["formatted"]["value"];
+    assert_eq!(service["live"], 1, "{service:#}");
+    for field in [
+        "forks",
+        "exits",
+        "peak",
+        "lost",
+        "root_tgid",
+        "state",
+        "parent",
+        "instance",
+        "name",
+    ] {
+        assert!(!service[field].is_null(), "{field}: {service:#}");
+    }
+    let list = |kind: &str| {
+        let output = Command::new("bpftool").args(["-j", kind, "list"]).output().unwrap();
+        serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap()
+    };
+    let programs = list("prog");
+    let links = list("link");
+    for name in ["zinit_fork", "zinit_wakeup", "zinit_exec", "zinit_exit", "zinit_free"] {
+        let ids: Vec<_> = programs.iter().filter(|program| program["name"] == name).collect();
+        assert!(!ids.is_empty(), "{name}");
+        let linked = |link: &Value| ids.iter().any(|program| link["prog_id"] == program["id"]);
+        assert!(links.iter().any(linked), "{name} has no link");
+    }
+    send(&child, Signal::SIGTERM);
+    child.wait().unwrap();
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn run_works_in_a_nested_pid_namespace() {
+    let bench = Bench::new();
+    let script = "setsid sleep 300 & (setsid sleep 301 &) ; exit 6";
+    let output = bench_in_pid_namespace(&bench, script);
+    assert_eq!(output.status.code(), Some(6), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["proven"], true, "{report:#}");
+    let processes = report["processes"].as_array().unwrap();
+    assert_eq!(processes.len(), 2, "{report:#}");
+    for process in processes {
+        assert!(process["pid"].as_u64().unwrap() < 100, "not translated: {report:#}");
+        assert_eq!(process["fate"]["killed"], 15, "{report:#}");
+    }
+    bench.assert_nothing_left();
+}
+
+/// Runs the script with `run` in a pid namespace of its own, where pids are small.
+fn bench_in_pid_namespace(bench: &Bench, script: &str) -> Output {
+    Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(tool())
+        .args(["run", "--report", "-", "--", "sh", "-c", script])
+        .env("ZINIT_TRACKER_PINS", bench.pins.path())
+        .env(Marker::ENV, bench.marker.as_str())
+        .output()
+        .unwrap()
+}
