@@ -1,5 +1,7 @@
 //! The tool as people and scripts use it: exit statuses, reports, listings, and what it says to bad input.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
@@ -507,4 +509,15 @@ fn bench_in_pid_namespace(bench: &Bench, script: &str) -> Output {
         .env(Marker::ENV, bench.marker.as_str())
         .output()
         .unwrap()
+}
+
+#[test]
+fn the_programs_say_what_they_do_when_asked_twice_for_more() {
+    let bench = Bench::new();
+    let output = bench.run(&["-vv", "run", "--", "true"]);
+    assert!(output.status.success());
+    assert!(stderr(&output).contains("creates"), "{}", stderr(&output));
+    let quiet = bench.run(&["run", "--", "true"]);
+    assert_eq!(stderr(&quiet).lines().count(), 1, "{}", stderr(&quiet));
+    bench.assert_nothing_left();
 }

@@ -1,5 +1,7 @@
 //! What a stop does and does not do: grace, order, refusals, releases, adoption, doubts.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     process::{Command, Stdio},
     time::Duration,

@@ -1,6 +1,8 @@
 //! Random process trees: at rest the kernel map equals what an independent scan of /proc finds, and after the stop both
 //! are empty.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use zinit_tests::sandbox::{DEADLINE, Sandbox};

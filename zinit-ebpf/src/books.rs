@@ -13,7 +13,6 @@ use aya_ebpf::{
 use core::arch::asm;
 use zinit_ebpf::{
     Adoption, Control, Event, Exit, ExitKey, Layout, Process, Service, Spawn, Stats, event_kind, process_flag,
-    service_state,
 };
 
 use crate::task::{Key, Task};
@@ -133,13 +132,13 @@ pub fn kill_current() {
 
 /// Enters `child` into `service`; `creator` is the process that created it.
 ///
-/// Returns whether the service is being killed.
+/// Returns the service's state if this call entered it.
 #[inline(always)]
-pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> bool {
+pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> Option<u32> {
     let Some(books) = SERVICES.get_ptr_mut(service) else {
         // A service is unregistered only when it is empty and nobody spawns into it.
         count!(insert_failures);
-        return false;
+        return None;
     };
     let key = child.key();
     // SAFETY: `books` points to the service's map value, which outlives this run of the program.
@@ -166,7 +165,7 @@ pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> b
             // The other creation hook was first.
             // SAFETY: as above.
             unsafe { subtract(&raw mut (*books).live, 1) };
-            return false;
+            return None;
         }
         // An earlier process with this tgid, whose exit was missed and whose `sched_process_free` is still to come.
         count!(stale_replaced);
@@ -179,7 +178,7 @@ pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> b
         // SAFETY: as above.
         unsafe { add(&raw mut (*books).lost, 1) };
         count!(insert_failures);
-        return false;
+        return None;
     }
     // SAFETY: as above.
     unsafe { add(&raw mut (*books).forks, 1) };
@@ -197,7 +196,7 @@ pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> b
     }
     emit(&event_of(kind, key, &entry, now, 0));
     // SAFETY: as above.
-    unsafe { core::ptr::read_volatile(&raw const (*books).state) == service_state::KILLING }
+    Some(unsafe { core::ptr::read_volatile(&raw const (*books).state) })
 }
 
 /// Deletes the entry. Returns the service's books if it was there and nobody else deleted it.

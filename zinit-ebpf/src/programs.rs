@@ -52,7 +52,9 @@ fn created(ctx: &BtfTracePointContext, parent: Task, child: Task) {
         count!(ignored);
         return;
     };
-    let killing = books::join(service, child, creator, flags, event_kind::FORK);
+    let Some(state) = books::join(service, child, creator, flags, event_kind::FORK) else {
+        return;
+    };
     debug!(
         ctx,
         "fork: {} creates {} in service {}",
@@ -61,7 +63,7 @@ fn created(ctx: &BtfTracePointContext, parent: Task, child: Task) {
         service
     );
     // A spawner is no member: it must not die for a service that is being killed.
-    if killing && flags & process_flag::SPAWNED == 0 {
+    if state == service_state::KILLING && flags & process_flag::SPAWNED == 0 {
         books::kill_current();
     }
 }

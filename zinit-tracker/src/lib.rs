@@ -28,8 +28,8 @@ pub mod tracker;
 mod units;
 
 pub use kernel::{
-    BooksError, BtfError, Capability, EventStream, EventsError, KernelError, LoadError, PinError, Requirement,
-    RequirementError, requirements,
+    BooksError, BtfError, Capability, EventStream, EventsError, KernelError, LoadError, PinError, ProgramLog,
+    Requirement, RequirementError, requirements,
 };
 pub use stop::{StopError, StopPolicy, StopReport, stop};
 pub use tracker::{Config, Member, Pins, Service, ServiceId, ServiceInfo, Tracker, TrackerError, Tracking};

@@ -15,7 +15,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::EnvFilter;
 use zinit_tracker::{Config, Pins, Tracker, tracker::DEFAULT_PINS};
 
 /// Status when this program itself fails while it runs a command, as env(1) and timeout(1) use it.
@@ -89,14 +89,13 @@ impl Global {
 /// Parses the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = match cli.global.verbose {
-        0 => LevelFilter::WARN,
-        1 => LevelFilter::INFO,
-        _ => LevelFilter::DEBUG,
+    let filter = match (std::env::var("RUST_LOG"), cli.global.verbose) {
+        (Ok(directives), _) => EnvFilter::new(directives),
+        (Err(_), 0) => EnvFilter::new("warn"),
+        (Err(_), 1) => EnvFilter::new("warn,zinit_tracker=info"),
+        // The programs log as `zinit_ebpf`.
+        (Err(_), _) => EnvFilter::new("warn,zinit_tracker=debug,zinit_ebpf=debug"),
     };
-    let filter = EnvFilter::builder()
-        .with_default_directive(level.into())
-        .from_env_lossy();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -56,9 +56,23 @@ pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<Ex
     // Before the command exists, so that no signal ends this program and leaves the command alone.
     let mut signals = Signals::listen()?;
     let tracker = Tracker::open(&config(global))?;
-    let result = supervise(&tracker, options, &mut signals, report).await;
+    let result = tokio::select! {
+        result = supervise(&tracker, options, &mut signals, report) => result,
+        error = forward_log(&tracker) => Err(error),
+    };
     close(tracker);
     result
+}
+
+/// Passes on the programs' diagnostics, if there are any to be had. Returns only an error.
+async fn forward_log(tracker: &Tracker) -> anyhow::Error {
+    match tracker.program_log() {
+        None => std::future::pending().await,
+        Some(log) => match log.forward().await {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error.into(),
+        },
+    }
 }
 
 /// The usual directory may be replaced by a private one; a directory that was asked for may not.

@@ -17,12 +17,12 @@ use aya::{
         tp_btf::BtfTracePointLink,
     },
 };
-use aya_log::EbpfLogger;
 use zinit_ebpf::{Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, Stats, Task, map, program};
 
 use super::{
     events::{EventStream, EventsError},
     load::{self, HOOKS, LoadError, LoadOptions},
+    log::ProgramLog,
     pins::{Exclusive, PinDirectory, PinError},
     sys,
 };
@@ -55,9 +55,6 @@ pub(crate) struct Loss {
     pub(crate) missed_deaths: u64,
 }
 
-/// Passes what the programs log to this process's logger.
-type Log = EbpfLogger<&'static dyn log::Log>;
-
 /// Programs by use. Those that aya changes on use are behind a lock.
 struct Programs {
     spawn: RawTracePoint,
@@ -88,7 +85,7 @@ pub(crate) struct Kernel {
     /// Its shared lock says that this process uses the pins.
     in_use: File,
     max_processes: u32,
-    log: Mutex<Option<Log>>,
+    log: Mutex<Option<ProgramLog>>,
 }
 
 /// Why the books could not be opened.
@@ -187,7 +184,7 @@ impl Kernel {
         pins: PinDirectory,
         _exclusive: &Exclusive,
         max_processes: u32,
-        log: Option<Log>,
+        log: Option<ProgramLog>,
     ) -> Result<Self, OpenError> {
         let maps = Maps {
             processes: open_map(&pins, map::PROCESSES, Map::HashMap)?,
@@ -423,11 +420,9 @@ impl Kernel {
         EventStream::new(RingBuf::try_from(Map::RingBuf(map))?, &self.pins.events_lock())
     }
 
-    /// Passes on what the programs have logged, if this process loaded them with logging on.
-    pub(crate) fn flush_log(&self) {
-        if let Some(log) = lock(&self.log).as_mut() {
-            log.flush();
-        }
+    /// What the programs log, if this process loaded them with logging on and nobody has taken it before.
+    pub(crate) fn take_log(&self) -> Option<ProgramLog> {
+        lock(&self.log).take()
     }
 
     /// Capacity of `processes`.
@@ -442,7 +437,7 @@ impl Kernel {
 }
 
 /// Loads, pins and attaches everything. The layout is written last: it says that the rest is complete.
-fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(u32, Option<Log>), OpenError> {
+fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(u32, Option<ProgramLog>), OpenError> {
     let (mut ebpf, max_processes) = load::load(options)?;
     pins.create_layout()?;
     let log = logger(&mut ebpf, options);
@@ -493,9 +488,9 @@ fn pinned_layout(pins: &PinDirectory) -> Result<Option<Layout>, OpenError> {
     Ok((layout.version != 0).then_some(layout))
 }
 
-fn logger(ebpf: &mut Ebpf, options: LoadOptions) -> Option<Log> {
+fn logger(ebpf: &mut Ebpf, options: LoadOptions) -> Option<ProgramLog> {
     options.log?;
-    EbpfLogger::init(ebpf)
+    ProgramLog::new(ebpf)
         .inspect_err(|error| tracing::warn!(%error, "the programs' log cannot be read"))
         .ok()
 }

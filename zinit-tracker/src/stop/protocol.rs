@@ -78,15 +78,14 @@ pub async fn stop(tracker: &Tracker, service: &Service, policy: &StopPolicy) -> 
     dry_run(tracker, service)?;
     let mut stop = Stop::begin(tracker, service, policy)?;
     stop.ask().await?;
-    let deadline = loop {
+    loop {
         let deadline = stop.kill().await?;
         stop.verify(deadline).await?;
         if stop.is_empty()? || Instant::now() >= deadline {
-            break deadline;
+            break;
         }
-    };
-    drop(stop.gate.take());
-    stop.finish(deadline)
+    }
+    stop.finish()
 }
 
 /// No stop signals the caller or its ancestors: the answer would never arrive, and PID 1 must not die.
@@ -426,11 +425,12 @@ impl<'a> Stop<'a> {
         Ok(complete)
     }
 
-    fn finish(mut self, deadline: Instant) -> Result<StopReport, StopError> {
+    fn finish(mut self) -> Result<StopReport, StopError> {
+        drop(self.gate.take());
         self.observe_exits()?;
         self.bury_dead()?;
         let empty = self.is_empty()?;
-        let survivors = self.survivors(deadline)?;
+        let survivors = self.survivors()?;
         let mut doubted = Vec::new();
         for id in &self.family {
             if let Some(info) = self.info(*id)? {
@@ -472,7 +472,7 @@ impl<'a> Stop<'a> {
     }
 
     /// Members that are left, and dead ones that still hold resources.
-    fn survivors(&mut self, _deadline: Instant) -> Result<Vec<Survivor>, StopError> {
+    fn survivors(&mut self) -> Result<Vec<Survivor>, StopError> {
         let members = self.list()?;
         let mut left: BTreeMap<_, _> = members
             .into_iter()

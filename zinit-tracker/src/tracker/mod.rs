@@ -22,7 +22,10 @@ pub(crate) use wait::{RECHECK, Watch};
 use zinit_ebpf::{Stats, service_state};
 
 use crate::{
-    kernel::{EventStream, EventsError, Gate, Kernel, KernelError, LoadOptions, Loss, PinError, check_requirements},
+    kernel::{
+        EventStream, EventsError, Gate, Kernel, KernelError, LoadOptions, Loss, PinError, ProgramLog,
+        check_requirements,
+    },
     process::{Pidfd, ProcessKey, stat::StartClock},
 };
 
@@ -183,9 +186,10 @@ impl Tracker {
         self.kernel.pin_directory()
     }
 
-    /// Passes on what the programs have logged, if this tracker loaded them with `program_log`.
-    pub fn flush_program_log(&self) {
-        self.kernel.flush_log();
+    /// What the programs log, if this tracker loaded them with [`Config::program_log`]; `None` the second time.
+    #[must_use]
+    pub fn program_log(&self) -> Option<ProgramLog> {
+        self.kernel.take_log()
     }
 
     pub(crate) fn loss(&self) -> Result<Loss, TrackerError> {
