@@ -521,3 +521,50 @@ fn the_programs_say_what_they_do_when_asked_twice_for_more() {
     assert_eq!(stderr(&quiet).lines().count(), 1, "{}", stderr(&quiet));
     bench.assert_nothing_left();
 }
+
+#[test]
+fn run_works_in_a_time_namespace_that_shifts_the_clock() {
+    let bench = Bench::new();
+    let output = Command::new("unshare")
+        .args(["--time", "--boottime", "86400", "--fork"])
+        .arg(tool())
+        .args(["run", "--", "sh", "-c", "setsid sleep 300 & exit 8"])
+        .env("ZINIT_TRACKER_PINS", bench.pins.path())
+        .env(Marker::ENV, bench.marker.as_str())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(8), "{}", stderr(&output));
+    assert!(stderr(&output).trim_end().ends_with("proven"), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn pins_of_a_loader_that_died_half_way_are_replaced() {
+    let bench = Bench::new();
+    // Pins without the layout record, which is written last.
+    std::fs::create_dir_all(bench.pins.path().join("v1/links")).unwrap();
+    let output = bench.run(&["run", "--", "true"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn twenty_runs_at_once_share_one_tracker_and_leave_nothing() {
+    let bench = Bench::new();
+    let mut children: Vec<_> = (0..20)
+        .map(|number| {
+            bench
+                .command(&["run", "--grace", "5s", "--", "sh", "-c", "setsid sleep 300 & exit $0"])
+                .arg(number.to_string())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for (number, child) in children.drain(..).enumerate() {
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), i32::try_from(number).ok(), "{}", stderr(&output));
+        assert!(stderr(&output).trim_end().ends_with("proven"), "{}", stderr(&output));
+    }
+    bench.assert_nothing_left();
+}

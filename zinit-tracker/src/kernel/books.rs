@@ -68,9 +68,10 @@ struct Programs {
 
 struct Maps {
     processes: HashMap<MapData, u32, Process>,
-    /// The same map: aya's typed one does not give out its descriptor.
+    /// The same map, and below likewise: aya's typed maps do not give out their descriptors.
     processes_data: MapData,
     services: Mutex<HashMap<MapData, u32, Service>>,
+    services_data: MapData,
     adoptions: Mutex<HashMap<MapData, u32, Adoption>>,
     exits: MapData,
     stats: PerCpuArray<MapData, Stats>,
@@ -189,6 +190,7 @@ impl Kernel {
         let maps = Maps {
             processes: open_map(&pins, map::PROCESSES, Map::HashMap)?,
             services: Mutex::new(open_map(&pins, map::SERVICES, Map::HashMap)?),
+            services_data: open_data(&pins, map::SERVICES)?,
             adoptions: Mutex::new(open_map(&pins, map::ADOPTIONS, Map::HashMap)?),
             processes_data: open_data(&pins, map::PROCESSES)?,
             exits: open_data(&pins, map::EXITS)?,
@@ -263,10 +265,7 @@ impl Kernel {
 
     /// Every registered service.
     pub(crate) fn services(&self) -> Result<Vec<(u32, Service)>, BooksError> {
-        lock(&self.maps.services)
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(failed("list services"))
+        sys::entries(self.maps.services_data.fd().as_fd(), u32::MAX).map_err(failed("list services"))
     }
 
     /// The service with this id.

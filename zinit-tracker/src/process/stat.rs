@@ -7,10 +7,10 @@ const TICK_NS: u64 = 10_000_000;
 
 /// Translates between `/proc`'s start times and the kernel's exact ones.
 ///
-/// `/proc` shows a start time in ticks, and newer kernels shift it by the reader's time namespace.
+/// `/proc` shows a start time in ticks, and newer kernels shift it by the reader's time namespace (time_namespaces(7)).
 #[derive(Clone, Copy, Debug)]
 pub struct StartClock {
-    offset_ticks: i64,
+    shift_ns: i64,
 }
 
 impl StartClock {
@@ -20,9 +20,14 @@ impl StartClock {
     #[must_use]
     pub fn calibrate(pid: u32, start_boottime_ns: u64) -> Option<Self> {
         let shown = start_ticks(pid)?;
-        Some(Self {
-            offset_ticks: shown.cast_signed() - (start_boottime_ns / TICK_NS).cast_signed(),
-        })
+        [0, boottime_offset_ns().unwrap_or(0)]
+            .into_iter()
+            .map(|shift_ns| Self { shift_ns })
+            .find(|clock| clock.ticks(start_boottime_ns) == shown)
+    }
+
+    fn ticks(self, start_boottime_ns: u64) -> u64 {
+        start_boottime_ns.wrapping_add_signed(self.shift_ns) / TICK_NS
     }
 
     /// Whether the process that has this pid now may be the one that started then, to the tick.
@@ -30,9 +35,22 @@ impl StartClock {
     /// `None`: there is no such process any more, or `/proc` hides it.
     #[must_use]
     pub fn matches(self, pid: u32, start_boottime_ns: u64) -> Option<bool> {
-        let shown = start_ticks(pid)?;
-        Some(shown.cast_signed() - self.offset_ticks == (start_boottime_ns / TICK_NS).cast_signed())
+        Some(start_ticks(pid)? == self.ticks(start_boottime_ns))
     }
+}
+
+/// How far the caller's time namespace shifts `CLOCK_BOOTTIME`; `None` before 5.5.
+fn boottime_offset_ns() -> Option<i64> {
+    let offsets = std::fs::read_to_string("/proc/self/timens_offsets").ok()?;
+    offset_of_boottime(&offsets)
+}
+
+fn offset_of_boottime(offsets: &str) -> Option<i64> {
+    let line = offsets.lines().find(|line| line.starts_with("boottime"))?;
+    let mut fields = line.split_whitespace().skip(1);
+    let seconds: i64 = fields.next()?.parse().ok()?;
+    let nanoseconds: i64 = fields.next()?.parse().ok()?;
+    Some(seconds * 1_000_000_000 + nanoseconds)
 }
 
 fn start_ticks(pid: u32) -> Option<u64> {
@@ -96,4 +114,24 @@ pub fn all() -> Vec<Listed> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_read() {
+        let offsets = "monotonic           0         0\nboottime        86400  500000000\n";
+        assert_eq!(offset_of_boottime(offsets), Some(86_400_500_000_000));
+        assert_eq!(offset_of_boottime("boottime -5 0"), Some(-5_000_000_000));
+        assert_eq!(offset_of_boottime(""), None);
+    }
+
+    #[test]
+    fn a_shift_that_is_no_whole_tick_is_applied_before_rounding() {
+        let clock = StartClock { shift_ns: 5_000_000 };
+        assert_eq!(clock.ticks(14_999_999), 1);
+        assert_eq!(clock.ticks(15_000_000), 2);
+    }
 }
