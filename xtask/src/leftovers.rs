@@ -51,6 +51,22 @@ impl Survey {
         self.bpftool.is_some()
     }
 
+    /// Unmounts the BPF filesystem at its usual place if it was not there before: the tracker mounts it where it may.
+    ///
+    /// # Errors
+    ///
+    /// It is in use: then something of ours is.
+    pub(crate) fn unmount(&self) -> Result<()> {
+        let mut now = BTreeSet::new();
+        mounts(&mut now)?;
+        let line = mount_line(BPFFS);
+        if now.contains(&line) && !self.before.contains(&line) {
+            rustix::mount::unmount(BPFFS, rustix::mount::UnmountFlags::empty())
+                .with_context(|| format!("failed to unmount {BPFFS}"))?;
+        }
+        Ok(())
+    }
+
     /// What has come and not gone, a line each, within the time that the kernel may take.
     ///
     /// # Errors
@@ -76,8 +92,25 @@ fn present(bpftool: Option<&Path>) -> Result<BTreeSet<String>> {
         bpf_objects(bpftool, &mut found)?;
     }
     pins(&mut found)?;
+    mounts(&mut found)?;
     processes(&mut found)?;
     Ok(found)
+}
+
+/// BPF filesystems that are mounted.
+fn mounts(found: &mut BTreeSet<String>) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("failed to list what is mounted")?;
+    for mount in mounts.lines() {
+        let mut fields = mount.split(' ').skip(1);
+        if let (Some(path), Some("bpf")) = (fields.next(), fields.next()) {
+            found.insert(mount_line(path));
+        }
+    }
+    Ok(())
+}
+
+fn mount_line(path: &str) -> String {
+    format!("mount {path}")
 }
 
 fn bpftool() -> Option<PathBuf> {

@@ -41,6 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         // Inherited by what the tests start, so that a process is found even if its test forgot to mark it.
         .env(MARKER, process::id().to_string());
     let tested = call(&mut tests);
+    survey.unmount()?;
     let left = survey.finish()?;
     if left.is_empty() {
         let bpf = if survey.sees_bpf() {
@@ -48,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         } else {
             ""
         };
-        println!("nothing of ours is left: {bpf}pins, processes");
+        println!("nothing of ours is left: {bpf}pins, mounts, processes");
         return tested;
     }
     for thing in &left {

@@ -304,6 +304,8 @@ pub fn died(task: Task) -> bool {
     };
     if EXITS.insert(exit_key, exit, 0).is_err() {
         count!(exit_failures);
+        // SAFETY: a map value.
+        unsafe { add(&raw mut (*books).lost, 1) };
     }
     emit(&event_of(event_kind::EXIT, key, &entry, now, status));
     uncount(books, entry.service, now);
@@ -328,8 +330,14 @@ fn event_of(kind: u32, key: Key, entry: &Process, now: u64, status: u32) -> Even
 /// Removes the pending spawn of a thread; whoever removes it, counts.
 #[inline(always)]
 pub fn disarm(tid: u32) -> bool {
-    if SPAWNS.remove(tid).is_err() {
-        return false;
+    match SPAWNS.remove(tid) {
+        Ok(()) => {}
+        Err(ENOENT) => return false,
+        Err(_) => {
+            // The request stays pending, which the spawner sees when it withdraws it.
+            count!(delete_failures);
+            return false;
+        }
     }
     if let Some(control) = CONTROL.get_ptr_mut(0) {
         // SAFETY: a map value.

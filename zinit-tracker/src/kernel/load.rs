@@ -12,7 +12,7 @@ use zinit_ebpf::{map, program};
 
 use super::btf::{BtfError, KernelTypes};
 
-/// Largest capacity of `processes`: 131,072 entries take about 16 MiB of kernel memory.
+/// Largest capacity of `processes`: 131,072 entries take about 17 MiB of kernel memory.
 const MAX_PROCESSES: u32 = 131_072;
 
 /// Why the programs could not be loaded.
