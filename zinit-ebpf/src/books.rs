@@ -12,7 +12,8 @@ use aya_ebpf::{
 };
 use core::arch::asm;
 use zinit_ebpf::{
-    Adoption, Control, Event, Exit, ExitKey, Layout, Process, Service, Spawn, Stats, event_kind, process_flag,
+    Adoption, Control, Event, Exit, ExitKey, Layout, Process, Service, Spawn, StateChange, Stats, event_kind,
+    process_flag,
 };
 
 use crate::task::{Key, Task};
@@ -99,6 +100,36 @@ fn emit(event: &Event) {
     if EVENTS.output(event, 0).is_err() {
         count!(event_drops);
     }
+}
+
+/// Changes what commands may change of a service. Returns whether it exists.
+#[inline(always)]
+pub fn change(service: u32, change: StateChange) -> bool {
+    let Some(books) = SERVICES.get_ptr_mut(service) else {
+        return false;
+    };
+    if change.state != StateChange::KEEP {
+        // SAFETY: a map value.
+        unsafe { core::ptr::write_volatile(&raw mut (*books).state, change.state as u32) };
+    }
+    if change.set_flags != 0 {
+        // SAFETY: as above. Callers hold the lock of the pin directory, so no flag is lost.
+        unsafe { (*books).flags |= change.set_flags as u32 };
+    }
+    if change.lost != 0 {
+        // SAFETY: as above.
+        unsafe { add(&raw mut (*books).lost, change.lost) };
+    }
+    if change.adopting != StateChange::KEEP {
+        let since = match change.adopting {
+            0 => 0,
+            // SAFETY: a helper without arguments.
+            _ => unsafe { bpf_ktime_get_boot_ns() },
+        };
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*books).adopting_boottime_ns, since) };
+    }
+    true
 }
 
 /// Notes that a member executed a program.
@@ -189,9 +220,21 @@ pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> O
         if live > (*books).peak {
             (*books).peak = live;
         }
-        if flags & (process_flag::SPAWNED | process_flag::ADOPTED) != 0 && (*books).root_tgid == 0 {
-            (*books).root_start_boottime_ns = key.start_boottime_ns;
-            (*books).root_tgid = key.tgid;
+    }
+    if flags & (process_flag::SPAWNED | process_flag::ADOPTED) != 0 {
+        // SAFETY: as above.
+        let root = unsafe {
+            Key {
+                tgid: (*books).root_tgid,
+                start_boottime_ns: (*books).root_start_boottime_ns,
+            }
+        };
+        if service_of(root).is_none() {
+            // SAFETY: as above.
+            unsafe {
+                (*books).root_start_boottime_ns = key.start_boottime_ns;
+                (*books).root_tgid = key.tgid;
+            }
         }
     }
     emit(&event_of(kind, key, &entry, now, 0));

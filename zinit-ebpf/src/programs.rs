@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, warn};
 use core::ffi::c_void;
-use zinit_ebpf::{Spawn, event_kind, process_flag, service_flag, service_state};
+use zinit_ebpf::{Spawn, StateChange, event_kind, process_flag, service_state};
 
 use crate::{
     books::{self, count},
@@ -106,6 +106,9 @@ fn zinit_exit(ctx: BtfTracePointContext) -> i32 {
 fn zinit_free(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the argument is the task that is freed, not null.
     let task = unsafe { Task::new(ctx.arg(0)) };
+    if books::any_armed() {
+        books::disarm(task.tid());
+    }
     // Only for leaders; after an exec by another thread the old leader is freed while the process lives on, and then
     // its shared `signal` still has a live thread.
     if task.tid() == task.tgid() && task.live_threads() == 0 && books::died(task) {
@@ -119,9 +122,15 @@ fn zinit_free(ctx: BtfTracePointContext) -> i32 {
 fn zinit_gate(ctx: BtfTracePointContext) -> i32 {
     let tgid = ctx.tgid();
     // SAFETY: read before any map operation.
-    let Some(service) = (unsafe { books::PROCESSES.get(tgid) }).map(|entry| entry.service) else {
+    let Some((service, start)) =
+        (unsafe { books::PROCESSES.get(tgid) }).map(|entry| (entry.service, entry.start_boottime_ns))
+    else {
         return 0;
     };
+    // Where the running task cannot be had (before 5.11) no exit is ever missed, so the entry is no earlier process's.
+    if Task::current().is_some_and(|task| task.key().start_boottime_ns != start) {
+        return 0;
+    }
     // SAFETY: as above.
     let killing = unsafe { books::SERVICES.get(service) }.is_some_and(|books| books.state == service_state::KILLING);
     if killing {
@@ -161,24 +170,21 @@ fn zinit_spawn(ctx: *mut c_void) -> u32 {
     u32::from(pending)
 }
 
-/// Arguments: service id, state, flags to set, flags to clear. Returns 1 if the service exists, else 0.
+/// Arguments: service id, then the fields of [`StateChange`]. Returns 1 if the service exists, else 0.
+///
+/// Only what is to change is written, so that counters which the hooks move at the same time stay exact.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "raw_tp")]
 fn zinit_state(ctx: *mut c_void) -> u32 {
     let ctx = RawTracePointContext::new(ctx);
     let service: u64 = ctx.arg(0);
-    let state: u64 = ctx.arg(1);
-    let set: u64 = ctx.arg(2);
-    let clear: u64 = ctx.arg(3);
-    let Some(books) = books::SERVICES.get_ptr_mut(service as u32) else {
-        return 0;
+    let change = StateChange {
+        state: ctx.arg(1),
+        set_flags: ctx.arg(2),
+        lost: ctx.arg(3),
+        adopting: ctx.arg(4),
     };
-    // SAFETY: a map value; single fields are written, so the counters beside them stay exact.
-    unsafe {
-        core::ptr::write_volatile(&raw mut (*books).state, state as u32);
-        (*books).flags = (*books).flags & !(clear as u32) | set as u32;
-    }
-    1
+    u32::from(books::change(service as u32, change))
 }
 
 /// Arguments: tgid, start_boottime_ns, 1 if the process is dead. Returns 1 if it was a member, else 0.
@@ -286,13 +292,18 @@ fn requested(key: Key) -> Option<u32> {
     (adoption.start_boottime_ns == key.start_boottime_ns).then_some(adoption.service)
 }
 
-/// The service of the parent, if that service is adopting.
+/// The service of the parent, if that joined in an adoption which is under way.
 ///
-/// Not for longer than the adoption takes: a released process may have a member for a parent.
+/// Members that joined earlier do not count: their children are members already, or were released.
 #[inline(always)]
 fn adopting(parent: Key) -> Option<u32> {
-    let service = books::service_of(parent)?;
     // SAFETY: read before any map operation.
-    let books = unsafe { books::SERVICES.get(service) }?;
-    (books.flags & service_flag::ADOPTING != 0).then_some(service)
+    let entry = unsafe { books::PROCESSES.get(parent.tgid) }?;
+    let (service, start, joined) = (entry.service, entry.start_boottime_ns, entry.joined_boottime_ns);
+    if start != parent.start_boottime_ns {
+        return None;
+    }
+    // SAFETY: as above.
+    let since = unsafe { books::SERVICES.get(service) }?.adopting_boottime_ns;
+    (since != 0 && joined >= since).then_some(service)
 }

@@ -66,10 +66,17 @@ pub struct Service {
     pub missed_before: u64,
     /// When it was registered.
     pub registered_boottime_ns: u64,
+    /// While an adoption is under way, when it began: the `adopt` iterator takes in children of members that joined since
+    /// then. Else 0.
+    pub adopting_boottime_ns: u64,
+    /// Start of the process that registered it; with `registrant_tgid` its unique name.
+    pub registrant_start_boottime_ns: u64,
     /// Start of the main process: the first one spawned or adopted; 0 before.
     pub root_start_boottime_ns: u64,
     /// tgid of the main process; 0 before there is one.
     pub root_tgid: u32,
+    /// The process that registered it.
+    pub registrant_tgid: u32,
     /// One of [`service_state`].
     pub state: u32,
     /// Id of the service of which the registrant is a member; 0: none.
@@ -80,6 +87,8 @@ pub struct Service {
     pub pid_namespace: u32,
     /// Nesting level of that namespace; the initial one is 0.
     pub pid_namespace_level: u32,
+    /// Always 0.
+    pub _pad: u32,
     /// Who manages it, padded with zeros.
     pub instance: [u8; INSTANCE_LEN],
     /// Its name within the instance, padded with zeros.
@@ -96,12 +105,36 @@ pub mod service_state {
     pub const KILLING: u32 = 2;
 }
 
+/// What the command `zinit_state` does to a service, as its arguments after the service's id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateChange {
+    /// The new [`Service::state`]; [`StateChange::KEEP`]: as it is.
+    pub state: u64,
+    /// Bits to set in [`Service::flags`].
+    pub set_flags: u64,
+    /// What to add to [`Service::lost`].
+    pub lost: u64,
+    /// 1: an adoption begins, 0: it has ended; [`StateChange::KEEP`]: neither.
+    pub adopting: u64,
+}
+
+impl StateChange {
+    /// Leaves a field as it is.
+    pub const KEEP: u64 = u64::MAX;
+    /// Changes nothing.
+    pub const NONE: Self = Self {
+        state: Self::KEEP,
+        set_flags: 0,
+        lost: 0,
+        adopting: Self::KEEP,
+    };
+}
+
 /// Bits of [`Service::flags`].
 pub mod service_flag {
     /// Members were adopted: what left their tree before that is unknown.
     pub const ADOPTED: u32 = 1;
-    /// An adoption is under way: the `adopt` iterator takes in children of members.
-    pub const ADOPTING: u32 = 1 << 1;
 }
 
 /// A pending spawn: value of `spawns`, keyed by the thread id of the spawner.
@@ -281,11 +314,11 @@ const _: () = {
     assert!(offset_of!(Process, start_boottime_ns) == 8);
     assert!(offset_of!(Process, parent_tgid) == 32);
     assert!(offset_of!(Process, comm) == 48);
-    assert!(size_of::<Service>() == 184);
+    assert!(size_of::<Service>() == 208);
     assert!(offset_of!(Service, lost) == 32);
-    assert!(offset_of!(Service, root_tgid) == 64);
-    assert!(offset_of!(Service, instance) == 88);
-    assert!(offset_of!(Service, name) == 120);
+    assert!(offset_of!(Service, root_tgid) == 80);
+    assert!(offset_of!(Service, instance) == 112);
+    assert!(offset_of!(Service, name) == 144);
     assert!(size_of::<Spawn>() == 16);
     assert!(size_of::<Adoption>() == 16);
     assert!(size_of::<ExitKey>() == 16);

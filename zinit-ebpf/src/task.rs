@@ -83,11 +83,17 @@ impl Task {
     /// The nesting level of the pid namespace of the task that runs the program; 0 where the kernel cannot tell.
     #[inline(always)]
     pub fn current_level() -> u32 {
+        Self::current().map_or(0, Self::pid_namespace_level)
+    }
+
+    /// The task that runs the program; `None` where the kernel does not give it out.
+    #[inline(always)]
+    pub fn current() -> Option<Self> {
         if HAS_TASK_BTF.load() == 0 {
-            return 0;
+            return None;
         }
         // SAFETY: the running task, never null.
-        unsafe { Self::new(bpf_get_current_task_btf() as u64) }.pid_namespace_level()
+        Some(unsafe { Self::new(bpf_get_current_task_btf() as u64) })
     }
 
     #[inline(always)]

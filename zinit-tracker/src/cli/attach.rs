@@ -53,7 +53,9 @@ fn attach(tracker: &Tracker, options: &Options) -> anyhow::Result<ExitCode> {
     for suspect in &adoption.suspects {
         output::note(&format!(
             "suspect: pid {} ({}) shares a {} with the members but is not known to descend from them",
-            suspect.pid, suspect.comm, suspect.shares
+            suspect.pid,
+            output::plain(&suspect.comm),
+            suspect.shares
         ));
     }
     Ok(ExitCode::SUCCESS)

@@ -127,11 +127,15 @@ fn text(report: &Report, global: &Global) -> String {
         return text;
     };
     text.push_str(&format!(
-        "loaded: layout {} in {}, {} services with {} processes of at most {}\n",
+        "loaded: layout {} in {}; {} and {} of at most {}\n",
         loaded.layout,
         global.pins.display(),
-        loaded.services,
-        loaded.processes,
+        output::counted(loaded.services, "service", "services"),
+        output::counted(
+            usize::try_from(loaded.processes).unwrap_or(usize::MAX),
+            "process",
+            "processes"
+        ),
         loaded.capacity
     ));
     for (program, count) in &loaded.missed_events {

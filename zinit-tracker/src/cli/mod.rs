@@ -7,6 +7,7 @@ mod parse;
 mod ps;
 mod release;
 mod run;
+mod signals;
 mod stop;
 mod tree;
 mod unload;
@@ -99,6 +100,7 @@ pub(crate) fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
@@ -110,9 +112,8 @@ pub(crate) fn main() -> ExitCode {
     };
     match execute(&cli) {
         Ok(status) => status,
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::note(&format!("{error:#}"));
+            output::failure(&error);
             ExitCode::from(failure)
         }
     }

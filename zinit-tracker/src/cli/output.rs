@@ -1,6 +1,7 @@
 //! Writing to stdout and stderr without panicking when nobody reads.
 
 use std::{
+    fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -22,12 +23,35 @@ pub(super) fn note(text: &str) {
     drop(io::stderr().write_all(line.as_bytes()));
 }
 
-/// Writes text to stdout.
+/// One line on stderr for an error and its causes; of causes with many lines, such as a verifier's log, the first.
+pub(super) fn failure(error: &anyhow::Error) {
+    let lines = error.chain().map(ToString::to_string);
+    let lines: Vec<_> = lines
+        .filter_map(|text| text.lines().next().map(ToOwned::to_owned))
+        .collect();
+    note(&lines.join(": "));
+    tracing::info!("{error:?}");
+}
+
+/// Writes text to stdout. A reader that has gone is no error.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()?;
-    Ok(())
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("failed to write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+/// Text that a process chose itself, such as its name, without the characters that command a terminal.
+pub(super) fn plain(text: &str) -> String {
+    let plain = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(plain).collect()
 }
 
 /// Writes a value to stdout as JSON.
@@ -37,18 +61,30 @@ pub(super) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     print(&text)
 }
 
-/// Whether the error is that the reader of stdout has gone.
-pub(super) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
 /// Where a report goes: opened before anything starts, so that a report that cannot be written stops nothing half way.
 #[derive(Debug)]
 pub(super) enum ReportFile {
     Stdout,
-    File(std::fs::File, PathBuf),
+    File(FreshFile),
+}
+
+/// A file for a report. What it held before is kept until the report is written; if it was not there, it goes again
+/// unless the report is written.
+#[derive(Debug)]
+pub(super) struct FreshFile {
+    file: fs::File,
+    path: PathBuf,
+    remove: bool,
+}
+
+impl Drop for FreshFile {
+    fn drop(&mut self) {
+        if self.remove
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "failed to remove the empty report");
+        }
+    }
 }
 
 impl ReportFile {
@@ -57,18 +93,41 @@ impl ReportFile {
         if path == Path::new("-") {
             return Ok(Self::Stdout);
         }
-        let file =
-            std::fs::File::create(path).with_context(|| format!("failed to create the report {}", path.display()))?;
-        Ok(Self::File(file, path.to_owned()))
+        let mut options = fs::File::options();
+        options.write(true);
+        let opened = match options.open(path) {
+            Ok(file) => Ok((file, false)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                options.create_new(true).open(path).map(|file| (file, true))
+            }
+            Err(error) => Err(error),
+        };
+        let (file, remove) = opened.with_context(|| format!("failed to create the report {}", path.display()))?;
+        Ok(Self::File(FreshFile {
+            file,
+            path: path.to_owned(),
+            remove,
+        }))
     }
 
-    /// Writes the report as JSON.
+    /// Writes the report as JSON. A reader that has gone is no error.
     pub(super) fn write<T: Serialize>(self, report: &T) -> anyhow::Result<()> {
         match self {
             Self::Stdout => print_json(report),
-            Self::File(mut file, path) => {
-                let text = serde_json::to_string_pretty(report)?;
-                writeln!(file, "{text}").with_context(|| format!("failed to write the report {}", path.display()))
+            Self::File(mut fresh) => {
+                let text = serde_json::to_string_pretty(report)? + "\n";
+                let failed = || format!("failed to write the report {}", fresh.path.display());
+                // Devices and pipes cannot be made shorter, and need not be.
+                if fresh.file.metadata().with_context(failed)?.is_file() {
+                    fresh.file.set_len(0).with_context(failed)?;
+                }
+                fresh.remove = false;
+                match fresh.file.write_all(text.as_bytes()) {
+                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                        Err(error).with_context(|| format!("failed to write the report {}", fresh.path.display()))
+                    }
+                    _ => Ok(()),
+                }
             }
         }
     }
@@ -92,14 +151,17 @@ pub(super) fn report(report: &StopReport) {
     if report.processes.len() > MOST_LINES {
         note(&format!("  … and {} more", report.processes.len() - MOST_LINES));
     }
-    for survivor in &report.survivors {
+    for survivor in report.survivors.iter().take(MOST_LINES) {
         note(&survivor_line(survivor));
+    }
+    if report.survivors.len() > MOST_LINES {
+        note(&format!("  … and {} more survive", report.survivors.len() - MOST_LINES));
     }
     note(&summary(report));
 }
 
 fn process_line(process: &StoppedProcess) -> String {
-    let mut line = format!("  {:>7}  {:<15}", process.pid, process.comm);
+    let mut line = format!("  {:>7}  {:<15}", process.pid, plain(&process.comm));
     for sent in &process.signals {
         line.push_str(&format!("  {} after {}", sent.signal, human(sent.after)));
     }
@@ -113,7 +175,9 @@ fn process_line(process: &StoppedProcess) -> String {
 fn survivor_line(survivor: &Survivor) -> String {
     format!(
         "  {:>7}  {:<15}  survives: {}",
-        survivor.pid, survivor.comm, survivor.cause
+        survivor.pid,
+        plain(&survivor.comm),
+        survivor.cause
     )
 }
 
@@ -123,15 +187,15 @@ fn summary(report: &StopReport) -> String {
     let ended = report.processes.len() - report.survivors.len().min(report.processes.len());
     let how = match (report.kill_rounds, report.gate) {
         (0, _) => String::new(),
-        (rounds, false) => format!(", {}", counted(rounds as usize, "kill round")),
+        (rounds, false) => format!(", {}", counted(rounds as usize, "kill round", "kill rounds")),
         (rounds, true) => format!(
             ", {}, with the system-call gate",
-            counted(rounds as usize, "kill round")
+            counted(rounds as usize, "kill round", "kill rounds")
         ),
     };
-    let ended = counted(ended, "process").replace("processs", "processes");
+    let ended = counted(ended, "process", "processes");
     if !report.survivors.is_empty() {
-        let left = counted(report.survivors.len(), "survivor");
+        let left = counted(report.survivors.len(), "survivor", "survivors");
         return format!("service {service} is NOT down: {left}, {ended} ended in {elapsed}{how}: not proven");
     }
     if report.proven {
@@ -144,12 +208,9 @@ fn summary(report: &StopReport) -> String {
     )
 }
 
-fn counted(count: usize, what: &str) -> String {
-    if count == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{count} {what}s")
-    }
+/// A number with its noun.
+pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// A table of members.
@@ -161,7 +222,11 @@ pub(super) fn members(members: &[Member]) -> String {
     for member in members {
         text.push_str(&format!(
             "{:>7} {:>7} {:>7} {:>7}  {}\n",
-            member.pid, member.parent.tgid, member.session, member.group, member.comm
+            member.pid,
+            member.parent.tgid,
+            member.session,
+            member.group,
+            plain(&member.comm)
         ));
     }
     text

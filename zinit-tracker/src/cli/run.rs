@@ -1,6 +1,7 @@
 //! `zinit-tracker run`: a command as a service that is stopped exactly when it ends.
 
 use std::{
+    convert::Infallible,
     ffi::OsString,
     io,
     os::unix::process::ExitStatusExt as _,
@@ -13,17 +14,24 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    time::{Instant, sleep_until},
 };
-use zinit_tracker::{Config, Pins, Service, StopError, StopPolicy, Tracker, TrackerError, stop, tracker::DEFAULT_PINS};
+use zinit_tracker::{
+    Config, Pins, Service, StopError, StopPolicy, Tracker, TrackerError, stop,
+    tracker::{DEFAULT_PINS, ServiceState},
+};
 
-use super::{FAILED_RUN, Global, close, output, parse};
+use super::{
+    FAILED_RUN, Global, close, output, parse,
+    signals::{Received, Signals},
+};
 
 /// Run a command as a service, and stop everything that is left of it when it ends.
 ///
 /// The command keeps stdin, stdout and stderr. SIGTERM, SIGINT, SIGHUP and SIGQUIT stop the service with that signal; a
-/// second one kills what is left at once. SIGUSR1, SIGUSR2 and SIGWINCH go to the command.
+/// second one kills what is left at once. Ctrl-C and Ctrl-\ reach the command from the terminal: if it has not ended when
+/// the grace period is over, it is killed. SIGUSR1, SIGUSR2 and SIGWINCH go to the command. Signals that are ignored when
+/// this program starts stay ignored.
 ///
 /// Exit status: the command's; 128+N if signal N killed it; 127 if it was not found, 126 if it could not be executed;
 /// 125 if this program failed or something survived.
@@ -58,20 +66,22 @@ pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<Ex
     let tracker = Tracker::open(&config(global))?;
     let result = tokio::select! {
         result = supervise(&tracker, options, &mut signals, report) => result,
-        error = forward_log(&tracker) => Err(error),
+        never = forward_log(&tracker) => match never {},
     };
     close(tracker);
     result
 }
 
-/// Passes on the programs' diagnostics, if there are any to be had. Returns only an error.
-async fn forward_log(tracker: &Tracker) -> anyhow::Error {
+/// Passes on the programs' diagnostics, if there are any to be had. Never returns.
+async fn forward_log(tracker: &Tracker) -> Infallible {
     match tracker.program_log() {
         None => std::future::pending().await,
-        Some(log) => match log.forward().await {
-            Ok(()) => std::future::pending().await,
-            Err(error) => error.into(),
-        },
+        Some(log) => {
+            if let Err(error) = log.forward().await {
+                tracing::warn!(%error, "the programs' log cannot be read");
+            }
+            std::future::pending().await
+        }
     }
 }
 
@@ -101,33 +111,50 @@ async fn supervise(
         Ok(child) => child,
         Err(error) => {
             let status = start_failure(&error);
-            output::note(&error.to_string());
+            output::failure(&error.into());
             // The child that failed to execute may still be exiting.
             stop(tracker, &service, &StopPolicy::default()).await?;
             tracker.unregister(&service)?;
             return Ok(ExitCode::from(status));
         }
     };
-    let received = until_ended(&mut child, signals, options.grace).await?;
+    let asked = match until_asked(&mut child, signals, options.grace).await {
+        Ok(asked) => asked,
+        Err(error) => {
+            // Whatever failed, the command is not left running.
+            stop(tracker, &service, &StopPolicy::default()).await?;
+            return Err(error);
+        }
+    };
+    wait_for_other_stop(tracker, &service, signals, options.grace).await?;
     let policy = StopPolicy {
-        signal: options.signal.or(received).unwrap_or(Signal::SIGTERM),
-        grace: options.grace,
+        signal: options
+            .signal
+            .or(asked.map(|asked| asked.signal))
+            .unwrap_or(Signal::SIGTERM),
+        grace: asked.map_or(options.grace, |asked| asked.grace),
         ..StopPolicy::default()
     };
-    let outcome = stop_all(tracker, &service, &policy, signals).await;
-    let (result, survived) = match outcome {
+    let (result, survived) = match stop_all(tracker, &service, &policy, signals).await {
         Ok(result) => (result, false),
         Err(StopError::Survivors(result)) => (*result, true),
+        // Another stop has unregistered it, which only an empty service can be.
+        Err(StopError::Tracker(TrackerError::NotRegistered(_))) => {
+            output::note("the service was stopped by another process");
+            return Ok(exit_code(child.wait().await?));
+        }
         Err(error) => return Err(error.into()),
     };
     output::report(&result);
+    if !survived {
+        tracker.unregister(&service)?;
+    }
     if let Some(report) = report {
         report.write(&result)?;
     }
     if survived {
         return Ok(ExitCode::from(FAILED_RUN));
     }
-    tracker.unregister(&service)?;
     match child.try_wait()? {
         Some(status) => Ok(exit_code(status)),
         None => {
@@ -135,6 +162,28 @@ async fn supervise(
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Another process may be stopping the service, with a signal and a grace period of its own: then that goes first.
+async fn wait_for_other_stop(
+    tracker: &Tracker,
+    service: &Service,
+    signals: &mut Signals,
+    grace: Duration,
+) -> anyhow::Result<()> {
+    match tracker.info(service) {
+        Ok(info) if info.state != ServiceState::Up => {}
+        Ok(_) | Err(TrackerError::NotRegistered(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let patience = grace.saturating_add(StopPolicy::default().kill_timeout);
+    tokio::select! {
+        result = tracker.wait_empty(service) => result?,
+        _ = signals.next_stop() => {}
+        // One that was interrupted leaves its state behind.
+        () = tokio::time::sleep(patience) => {}
+    }
+    Ok(())
 }
 
 /// Registers under the chosen name. A service of that name that is empty is what a killed `run` left behind.
@@ -149,7 +198,7 @@ fn register(tracker: &Tracker, options: &Options) -> anyhow::Result<Service> {
     match tracker.register(name) {
         Err(TrackerError::NameInUse(_)) => {
             let info = tracker.find(name)?;
-            if info.live > 0 || info.forks == 0 {
+            if !tracker.is_abandoned(&info)? {
                 return Err(TrackerError::NameInUse(name.clone()).into());
             }
             tracker.unregister(&info.handle())?;
@@ -176,28 +225,42 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(FAILED_RUN))
 }
 
-/// Waits until the command has ended or a signal asks to stop. Returns that signal.
-async fn until_ended(child: &mut Child, signals: &mut Signals, grace: Duration) -> anyhow::Result<Option<Signal>> {
+/// Why the service is to be stopped before the command has ended.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    signal: Signal,
+    grace: Duration,
+}
+
+/// Waits until the command has ended (`None`) or signals ask to stop.
+///
+/// What the terminal sends, it sends to the command as well, which may be acting on it; twice would be too much. So the
+/// grace period runs, and the service is killed when it ends, or at the next signal.
+async fn until_asked(child: &mut Child, signals: &mut Signals, grace: Duration) -> anyhow::Result<Option<Asked>> {
+    let mut asked_by_terminal: Option<(Signal, Instant)> = None;
     loop {
+        let now = Instant::now();
+        let (pending, deadline) = asked_by_terminal.unzip();
         tokio::select! {
             status = child.wait() => {
                 status?;
                 return Ok(None);
             }
+            () = sleep_until(deadline.unwrap_or(now)), if deadline.is_some() => {
+                let signal = pending.unwrap_or(Signal::SIGINT);
+                return Ok(Some(Asked { signal, grace: Duration::ZERO }));
+            }
             received = signals.next() => match received {
                 Received::PassOn(signal) => pass_on(child, signal)?,
-                Received::Stop(signal @ (Signal::SIGINT | Signal::SIGQUIT)) if in_foreground() => {
-                    // The terminal sent it to the command as well, which may be acting on it; twice would be too much.
-                    tokio::select! {
-                        status = child.wait() => {
-                            status?;
-                            return Ok(None);
-                        }
-                        _ = signals.next_stop() => return Ok(Some(signal)),
-                        () = tokio::time::sleep(grace) => return Ok(Some(signal)),
-                    }
+                Received::Stop { signal, .. } if asked_by_terminal.is_some() => {
+                    return Ok(Some(Asked { signal, grace: Duration::ZERO }));
                 }
-                Received::Stop(signal) => return Ok(Some(signal)),
+                Received::Stop { signal, from_terminal: true } => {
+                    let deadline = Instant::now().checked_add(grace);
+                    // A grace period that the clock cannot hold never ends.
+                    asked_by_terminal = Some((signal, deadline.unwrap_or(now + Duration::from_secs(1 << 30))));
+                }
+                Received::Stop { signal, .. } => return Ok(Some(Asked { signal, grace })),
             }
         }
     }
@@ -211,14 +274,6 @@ fn pass_on(child: &Child, signal: Signal) -> anyhow::Result<()> {
         pidfd.signal(signal)?;
     }
     Ok(())
-}
-
-/// Whether this process is in the foreground process group of its terminal.
-fn in_foreground() -> bool {
-    let Ok(terminal) = std::fs::File::open("/dev/tty") else {
-        return false;
-    };
-    rustix::termios::tcgetpgrp(&terminal).is_ok_and(|group| group == rustix::process::getpgrp())
 }
 
 /// Stops the service; another signal meanwhile ends the grace period.
@@ -238,52 +293,4 @@ async fn stop_all(
         ..policy.clone()
     };
     stop(tracker, service, &now).await
-}
-
-/// A signal that this program received.
-enum Received {
-    Stop(Signal),
-    PassOn(Signal),
-}
-
-struct Signals(mpsc::UnboundedReceiver<Received>);
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let stop: fn(Signal) -> Received = Received::Stop;
-        let pass_on: fn(Signal) -> Received = Received::PassOn;
-        for (signal_number, received) in [
-            (Signal::SIGTERM, stop),
-            (Signal::SIGINT, stop),
-            (Signal::SIGHUP, stop),
-            (Signal::SIGQUIT, stop),
-            (Signal::SIGUSR1, pass_on),
-            (Signal::SIGUSR2, pass_on),
-            (Signal::SIGWINCH, pass_on),
-        ] {
-            let mut stream = signal(SignalKind::from_raw(signal_number as i32))?;
-            let sender = sender.clone();
-            tokio::spawn(async move {
-                while stream.recv().await.is_some() && sender.send(received(signal_number)).is_ok() {}
-            });
-        }
-        Ok(Self(receiver))
-    }
-
-    async fn next(&mut self) -> Received {
-        match self.0.recv().await {
-            Some(received) => received,
-            // The senders live as long as the runtime.
-            None => std::future::pending().await,
-        }
-    }
-
-    async fn next_stop(&mut self) -> Signal {
-        loop {
-            if let Received::Stop(signal) = self.next().await {
-                return signal;
-            }
-        }
-    }
 }

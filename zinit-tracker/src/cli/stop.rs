@@ -28,7 +28,7 @@ pub(super) struct Options {
     #[arg(long)]
     main: bool,
     /// List who would be signalled, and signal nobody
-    #[arg(long)]
+    #[arg(long, conflicts_with = "report")]
     dry_run: bool,
     /// Write the report as JSON to FILE, or to stdout for -
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
@@ -85,12 +85,12 @@ async fn stop(tracker: &Tracker, info: &ServiceInfo, options: &Options) -> anyho
         Err(error) => return Err(error.into()),
     };
     output::report(&result);
-    if let Some(report) = report {
-        report.write(&result)?;
-    }
     // Services of a supervisor stay registered: it decides what becomes of them.
     if result.survivors.is_empty() && info.instance == Config::default().instance {
         tracker.unregister(&service)?;
+    }
+    if let Some(report) = report {
+        report.write(&result)?;
     }
     Ok(status)
 }

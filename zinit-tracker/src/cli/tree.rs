@@ -55,7 +55,11 @@ fn tree(members: &[Member]) -> String {
     }
     while let Some((member, indent, is_last)) = stack.pop() {
         let branch = if is_last { "└─" } else { "├─" };
-        text.push_str(&format!("{indent}{branch} {} {}\n", member.pid, member.comm));
+        text.push_str(&format!(
+            "{indent}{branch} {} {}\n",
+            member.pid,
+            output::plain(&member.comm)
+        ));
         let below = format!("{indent}{}", if is_last { "   " } else { "│  " });
         if let Some(children) = children.get(&member.key) {
             for (index, child) in children.iter().enumerate().rev() {

@@ -17,20 +17,22 @@ use aya::{
         tp_btf::BtfTracePointLink,
     },
 };
-use zinit_ebpf::{Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, Stats, Task, map, program};
+use zinit_ebpf::{
+    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, Task, map, program,
+};
 
 use super::{
     events::{EventStream, EventsError},
     load::{self, HOOKS, LoadError, LoadOptions},
     log::ProgramLog,
-    pins::{Exclusive, PinDirectory, PinError},
+    pins::{Guard, PinDirectory, PinError},
     sys,
 };
 use crate::process::ProcessKey;
 
 /// An operation on the kernel's books that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to {operation}: {source}")]
+#[error("failed to {operation}")]
 pub struct BooksError {
     operation: &'static str,
     #[source]
@@ -130,7 +132,12 @@ impl Kernel {
         let exclusive = pins.create_exclusive()?;
         pins.check_layouts()?;
         if let Some(layout) = pinned_layout(&pins)? {
-            return Self::join_checked(pins, &exclusive, layout);
+            let kernel = Self::join_checked(pins, &exclusive, layout)?;
+            let detached = kernel.detached_hooks();
+            if !detached.is_empty() {
+                tracing::warn!(hooks = ?detached, "pinned hooks are not attached: what happened meanwhile is unknown");
+            }
+            return Ok(kernel);
         }
         // What a loader left that died half way: nobody can have used it.
         pins.remove_layout()?;
@@ -154,12 +161,14 @@ impl Kernel {
         };
         pins.check_layouts()?;
         let Some(layout) = pinned_layout(&pins)? else {
+            // What a loader left that died half way, attached programs included.
+            pins.remove()?;
             return Ok(None);
         };
         Self::join_checked(pins, &exclusive, layout).map(Some)
     }
 
-    fn join_checked(pins: PinDirectory, exclusive: &Exclusive, layout: Layout) -> Result<Self, OpenError> {
+    fn join_checked(pins: PinDirectory, exclusive: &Guard, layout: Layout) -> Result<Self, OpenError> {
         if layout.version != LAYOUT_VERSION {
             return Err(pins.other_layout(&format!("v{}", layout.version)).into());
         }
@@ -169,13 +178,14 @@ impl Kernel {
         Self::join(pins, exclusive, layout.max_processes, None)
     }
 
-    fn load(pins: PinDirectory, exclusive: &Exclusive, options: LoadOptions) -> Result<Self, OpenError> {
+    fn load(pins: PinDirectory, exclusive: &Guard, options: LoadOptions) -> Result<Self, OpenError> {
         match load_and_pin(&pins, options) {
-            Ok((max_processes, log)) => Self::join(pins, exclusive, max_processes, log),
+            Ok((max_processes, log)) => {
+                let path = pins.base().to_owned();
+                Self::join(pins, exclusive, max_processes, log).inspect_err(|_| PinDirectory::at(&path).discard())
+            }
             Err(error) => {
-                if let Err(leftover) = pins.remove() {
-                    tracing::warn!(error = %leftover, "failed to remove the pins of a failed load");
-                }
+                pins.discard();
                 Err(error)
             }
         }
@@ -183,7 +193,7 @@ impl Kernel {
 
     fn join(
         pins: PinDirectory,
-        _exclusive: &Exclusive,
+        _exclusive: &Guard,
         max_processes: u32,
         log: Option<ProgramLog>,
     ) -> Result<Self, OpenError> {
@@ -237,7 +247,7 @@ impl Kernel {
     }
 
     /// Waits until this process alone may register, unregister and unload.
-    pub(crate) fn exclusive(&self) -> Result<Exclusive, PinError> {
+    pub(crate) fn exclusive(&self) -> Result<Guard, PinError> {
         self.pins.exclusive()
     }
 
@@ -249,8 +259,27 @@ impl Kernel {
         if !unused()? || !self.pins.is_only_user(&self.in_use)? {
             return Ok(false);
         }
+        // From here on the pins are what a loader leaves that died half way, so that one who dies now leaves no more.
+        lock(&self.maps.layout)
+            .set(0, Layout::default(), 0)
+            .map_err(failed("write the layout"))?;
         self.pins.remove()?;
         Ok(true)
+    }
+
+    /// Waits until nobody registers, unregisters, adopts, releases or unloads; others may wait for the same.
+    pub(crate) fn shared(&self) -> Result<Guard, PinError> {
+        self.pins.shared()
+    }
+
+    /// Hooks that are loaded but whose link is gone: they see nothing any more.
+    pub(crate) fn detached_hooks(&self) -> Vec<&'static str> {
+        self.programs
+            .hooks
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| !self.pins.link(name).exists())
+            .collect()
     }
 
     /// Every member of every service.
@@ -274,7 +303,7 @@ impl Kernel {
     }
 
     /// Enters a new service and returns its id. The caller holds the books exclusively.
-    pub(crate) fn insert_service(&self, _exclusive: &Exclusive, service: &Service) -> Result<u32, BooksError> {
+    pub(crate) fn insert_service(&self, _exclusive: &Guard, service: &Service) -> Result<u32, BooksError> {
         const NOEXIST: u64 = aya_obj::generated::BPF_NOEXIST as u64;
         let mut layouts = lock(&self.maps.layout);
         let mut layout = layouts.get(&0, 0).map_err(failed("read the layout"))?;
@@ -288,15 +317,15 @@ impl Kernel {
     }
 
     /// Removes a service. Returns whether it was there. The caller holds the books exclusively.
-    pub(crate) fn remove_service(&self, _exclusive: &Exclusive, id: u32) -> Result<bool, BooksError> {
+    pub(crate) fn remove_service(&self, _exclusive: &Guard, id: u32) -> Result<bool, BooksError> {
         absent(lock(&self.maps.services).remove(&id))
             .map(|found| found.is_some())
             .map_err(failed("unregister a service"))
     }
 
-    /// Sets a service's state, sets some of its flags and clears others. Returns whether the service exists.
-    pub(crate) fn set_state(&self, id: u32, state: u32, set: u32, clear: u32) -> Result<bool, BooksError> {
-        let arguments = [id.into(), state.into(), set.into(), clear.into()];
+    /// Changes a service without touching its counters. Returns whether it exists.
+    pub(crate) fn change(&self, id: u32, change: StateChange) -> Result<bool, BooksError> {
+        let arguments = [id.into(), change.state, change.set_flags, change.lost, change.adopting];
         run(&self.programs.state, &arguments).map(|result| result == 1)
     }
 
@@ -391,11 +420,17 @@ impl Kernel {
             .map_err(failed("request an adoption"))
     }
 
-    /// Ends a request. A second end is no error.
-    pub(crate) fn withdraw_adoption(&self, tgid: u32) -> Result<(), BooksError> {
-        absent(lock(&self.maps.adoptions).remove(&tgid))
-            .map(drop)
-            .map_err(failed("withdraw an adoption"))
+    /// Ends all requests, also those of an adopter that died.
+    pub(crate) fn withdraw_adoptions(&self) -> Result<(), BooksError> {
+        let mut adoptions = lock(&self.maps.adoptions);
+        let tgids: Vec<u32> = adoptions
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(failed("list adoptions"))?;
+        for tgid in tgids {
+            absent(adoptions.remove(&tgid)).map_err(failed("withdraw an adoption"))?;
+        }
+        Ok(())
     }
 
     /// One pass over all processes: takes in those that were requested, and children of members of adopting services.
@@ -480,7 +515,7 @@ fn pinned_layout(pins: &PinDirectory) -> Result<Option<Layout>, OpenError> {
     if !path.exists() {
         return Ok(None);
     }
-    let unreadable = |_| pins.other_layout("unreadable");
+    let unreadable = |_| PinError::Unreadable(path.clone());
     let map = MapData::from_pin(&path).map_err(unreadable)?;
     let layouts = Array::<_, Layout>::try_from(Map::Array(map)).map_err(unreadable)?;
     let layout = layouts.get(&0, 0).map_err(unreadable)?;

@@ -12,12 +12,14 @@ const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
+/// enum64
+const LAST_KNOWN_KIND: u32 = 19;
 
 /// Why an offset could not be found.
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
     /// The kernel publishes no type information.
-    #[error("failed to read {path}: {source} (the kernel needs CONFIG_DEBUG_INFO_BTF)")]
+    #[error("failed to read {path} (the kernel needs CONFIG_DEBUG_INFO_BTF)")]
     Read {
         /// The file.
         path: String,
@@ -81,6 +83,10 @@ impl KernelTypes {
         this.strings = header + this.u32(16)? as usize;
         let mut at = begin;
         while at < end {
+            // What newer kernels have invented since cannot be skipped, since its size is unknown; structures come first.
+            if this.kind(at)? > LAST_KNOWN_KIND {
+                break;
+            }
             let id = u32::try_from(this.types.len()).map_err(|_| BtfError::Malformed(at))?;
             this.types.push(at);
             let kind = this.kind(at)?;

@@ -21,10 +21,10 @@ pub enum EventsError {
     #[error("another process reads the events: stop it first")]
     Busy,
     /// The ring buffer could not be opened.
-    #[error("failed to open the event ring buffer: {0}")]
+    #[error("failed to open the event ring buffer")]
     Map(#[from] MapError),
     /// The ring buffer could not be watched.
-    #[error("failed to watch the event ring buffer: {0}")]
+    #[error("failed to watch the event ring buffer")]
     Io(#[from] io::Error),
 }
 

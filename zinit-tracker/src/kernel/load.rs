@@ -7,10 +7,13 @@ use aya::{
     maps::MapError,
     programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint},
 };
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use zinit_ebpf::{map, program};
 
-use super::btf::{BtfError, KernelTypes};
+use super::{
+    btf::{BtfError, KernelTypes},
+    requirements::kernel_is_at_least,
+};
 
 /// Largest capacity of `processes`: 131,072 entries take about 17 MiB of kernel memory.
 const MAX_PROCESSES: u32 = 131_072;
@@ -22,13 +25,13 @@ pub enum LoadError {
     #[error(transparent)]
     Types(#[from] BtfError),
     /// The object could not be parsed or its maps created.
-    #[error("failed to load the eBPF object: {0}")]
+    #[error("failed to load the eBPF object")]
     Object(#[from] EbpfError),
     /// aya could not read the kernel's types.
-    #[error("failed to read the kernel's BTF: {0}")]
+    #[error("failed to read the kernel's BTF")]
     Btf(#[from] aya::BtfError),
     /// The kernel refused a program.
-    #[error("failed to {operation} the eBPF program {program}: {source}")]
+    #[error("failed to {operation} the eBPF program {program}")]
     Program {
         /// What was attempted.
         operation: &'static str,
@@ -45,7 +48,7 @@ pub enum LoadError {
     #[error("the eBPF object has no map {0}")]
     NoMap(&'static str),
     /// A map could not be opened as its type.
-    #[error("failed to open the map {map}: {source}")]
+    #[error("failed to open the map {map}")]
     Map {
         /// The map.
         map: &'static str,
@@ -54,7 +57,7 @@ pub enum LoadError {
         source: Box<MapError>,
     },
     /// A limit could not be read.
-    #[error("failed to read {path}: {source}")]
+    #[error("failed to read {path}")]
     Limit {
         /// The file.
         path: PathBuf,
@@ -84,10 +87,27 @@ pub(crate) struct LoadOptions {
 ///
 /// `sched_wakeup_new` is left out where the kernel lacks what it needs (before 5.11); those kernels lose no events.
 pub(super) fn load(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
-    // Before 5.11 maps are charged to this limit; later kernels ignore it.
-    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-        tracing::debug!(%error, "the limit on locked memory stays as it is");
+    // Before 5.11 maps are charged to this limit. The services' processes get the caller's limit back.
+    let limit = (!kernel_is_at_least((5, 11))).then(raise_memlock).flatten();
+    let result = load_all(options);
+    if let Some((soft, hard)) = limit
+        && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)
+    {
+        tracing::debug!(%error, "the limit on locked memory stays raised");
     }
+    result
+}
+
+/// Returns the limits that were replaced.
+fn raise_memlock() -> Option<(u64, u64)> {
+    let before = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
+        .inspect_err(|error| tracing::debug!(%error, "the limit on locked memory stays as it is"))
+        .ok()?;
+    Some(before)
+}
+
+fn load_all(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
     let types = KernelTypes::running()?;
     let btf = Btf::from_sys_fs()?;
     let offsets = offsets(&types)?;

@@ -8,7 +8,6 @@
 //! ```
 
 use std::{
-    ffi::OsStr,
     fs::{self, File},
     io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
@@ -18,7 +17,7 @@ use std::{
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
+    sys::statfs::{BPF_FS_MAGIC, SYSFS_MAGIC, statfs},
 };
 use rustix::{
     fs::{FlockOperation, flock},
@@ -33,10 +32,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// The directory cannot hold pins.
-    #[error("{0} is not on a bpf file system: mount one (mount -t bpf bpf /sys/fs/bpf) or run unpinned")]
+    #[error("{0} is not on a bpf file system: mount one (mount -t bpf bpf /sys/fs/bpf)")]
     NotBpffs(PathBuf),
     /// A file operation failed.
-    #[error("failed to {operation} {path}: {source}")]
+    #[error("failed to {operation} {path}")]
     Io {
         /// What was attempted.
         operation: &'static str,
@@ -45,6 +44,9 @@ pub enum PinError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// The record that says what is pinned cannot be read.
+    #[error("{0} is not the layout record of a tracker: if no tracker uses this directory, remove it (rm -r)")]
+    Unreadable(PathBuf),
     /// Another version of the tracker is loaded.
     #[error(
         "{path} holds pins of layout {found}, this program uses layout {expected}: stop its services and unload it with \
@@ -76,11 +78,11 @@ pub(super) struct PinDirectory {
     private: Option<OwnedFd>,
 }
 
-/// Exclusive use of a pin directory, until dropped.
+/// Use of a pin directory, exclusive or shared as it was asked for, until dropped.
 #[derive(Debug)]
-pub(crate) struct Exclusive(File);
+pub(crate) struct Guard(File);
 
-impl Drop for Exclusive {
+impl Drop for Guard {
     fn drop(&mut self) {
         if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
             tracing::debug!(%error, "closing the descriptor unlocks the pin directory");
@@ -89,31 +91,40 @@ impl Drop for Exclusive {
 }
 
 impl PinDirectory {
-    /// Creates the directory if needed, mounting bpffs at its usual place if nothing is mounted there.
+    /// A directory that is or can be created, mounting bpffs at its usual place if nothing is mounted there.
     pub(super) fn open(base: &Path) -> Result<Self, PinError> {
         if base.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
             mount_bpffs()?;
         }
-        fs::create_dir_all(base).map_err(failed("create", base))?;
-        if !is_bpffs(base) {
-            // Not ours: nothing is left behind where it does not belong.
-            if let Err(error) = fs::remove_dir(base) {
-                tracing::debug!(%error, path = %base.display(), "the directory was there before");
-            }
+        let parent = base.parent().unwrap_or(base);
+        // The directory may go between two looks, its parent does not.
+        if !is_bpffs(base) && !is_bpffs(parent) {
             return Err(PinError::NotBpffs(base.to_owned()));
         }
-        Ok(Self {
-            base: base.to_owned(),
-            private: None,
-        })
+        Ok(Self::at(base))
     }
 
     /// The directory if it is there and can hold pins.
     pub(super) fn existing(base: &Path) -> Option<Self> {
-        (base.is_dir() && is_bpffs(base)).then(|| Self {
+        (base.is_dir() && is_bpffs(base)).then(|| Self::at(base))
+    }
+
+    pub(super) fn at(base: &Path) -> Self {
+        Self {
             base: base.to_owned(),
             private: None,
-        })
+        }
+    }
+
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Removes what a failed load has pinned. The caller holds the directory exclusively.
+    pub(super) fn discard(&self) {
+        if let Err(error) = self.remove() {
+            tracing::warn!(%error, "failed to remove the pins of a failed load");
+        }
     }
 
     /// A directory on a bpffs of its own that is mounted nowhere (`fsmount(2)`, kernel 5.2).
@@ -139,9 +150,13 @@ impl PinDirectory {
     }
 
     /// Waits for exclusive use; makes the directory anew if its last user has removed it in the meantime.
-    pub(super) fn create_exclusive(&self) -> Result<Exclusive, PinError> {
+    pub(super) fn create_exclusive(&self) -> Result<Guard, PinError> {
         loop {
-            fs::create_dir_all(&self.base).map_err(failed("create", &self.base))?;
+            match fs::create_dir(&self.base) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed("create", &self.base)(error)),
+            }
             if let Some(exclusive) = self.exclusive_if_there()? {
                 return Ok(exclusive);
             }
@@ -149,7 +164,7 @@ impl PinDirectory {
     }
 
     /// Waits for exclusive use.
-    pub(super) fn exclusive(&self) -> Result<Exclusive, PinError> {
+    pub(super) fn exclusive(&self) -> Result<Guard, PinError> {
         self.exclusive_if_there()?
             .ok_or_else(|| failed("lock", &self.base)(io::ErrorKind::NotFound.into()))
     }
@@ -157,20 +172,30 @@ impl PinDirectory {
     /// Waits for exclusive use; `None` if the directory is not there.
     ///
     /// Each holder opens the directory anew: duplicates of one descriptor share its lock.
-    pub(super) fn exclusive_if_there(&self) -> Result<Option<Exclusive>, PinError> {
+    pub(super) fn exclusive_if_there(&self) -> Result<Option<Guard>, PinError> {
+        self.locked(FlockOperation::LockExclusive)
+    }
+
+    /// Waits until nobody has exclusive use, and lets others do the same.
+    pub(super) fn shared(&self) -> Result<Guard, PinError> {
+        self.locked(FlockOperation::LockShared)?
+            .ok_or_else(|| failed("lock", &self.base)(io::ErrorKind::NotFound.into()))
+    }
+
+    fn locked(&self, operation: FlockOperation) -> Result<Option<Guard>, PinError> {
         loop {
             let lock = match File::open(&self.base) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(failed("open", &self.base)(error)),
             };
-            match flock(&lock, FlockOperation::LockExclusive) {
+            match flock(&lock, operation) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(failed("lock", &self.base)(error.into())),
             }
             if same_file(&lock, &self.base) {
-                return Ok(Some(Exclusive(lock)));
+                return Ok(Some(Guard(lock)));
             }
         }
     }
@@ -185,8 +210,10 @@ impl PinDirectory {
         let entries = fs::read_dir(&self.base).map_err(failed("list", &self.base))?;
         for entry in entries {
             let name = entry.map_err(failed("list", &self.base))?.file_name();
-            if name != OsStr::new(&format!("v{LAYOUT_VERSION}")) {
-                return Err(self.other_layout(&name.to_string_lossy()));
+            let name = name.to_string_lossy();
+            let version = name.strip_prefix('v').and_then(|version| version.parse::<u32>().ok());
+            if version.is_some_and(|version| version != LAYOUT_VERSION) {
+                return Err(self.other_layout(&name));
             }
         }
         Ok(())
@@ -309,8 +336,21 @@ fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
+/// Where the bpf file system is, in words.
+pub(super) fn bpffs() -> &'static str {
+    if is_bpffs(Path::new(BPFFS)) {
+        "mounted at /sys/fs/bpf"
+    } else {
+        "not mounted at /sys/fs/bpf: it is mounted when it is needed, or where that cannot be, `run` works unpinned"
+    }
+}
+
 fn mount_bpffs() -> Result<(), PinError> {
     let path = Path::new(BPFFS);
+    // Whatever else is mounted there is somebody's choice.
+    if !statfs(path).is_ok_and(|found| found.filesystem_type() == SYSFS_MAGIC) {
+        return Err(PinError::NotBpffs(path.to_owned()));
+    }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     match mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=700")) {
         Ok(()) | Err(Errno::EBUSY) => {

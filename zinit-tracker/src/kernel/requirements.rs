@@ -34,6 +34,9 @@ impl fmt::Display for Capability {
 /// A requirement that is not met.
 #[derive(Debug, thiserror::Error)]
 pub enum RequirementError {
+    /// Nothing tells who the caller is.
+    #[error("/proc is not mounted: mount it (mount -t proc proc /proc)")]
+    NoProc,
     /// The caller may not use BPF.
     #[error("missing {}: run as root, or grant the capabilities", join(.0))]
     Capabilities(Vec<Capability>),
@@ -79,6 +82,17 @@ pub fn requirements() -> Vec<Requirement> {
             outcome: bpf().map(|()| "present".to_owned()),
         },
         Requirement {
+            name: "/proc",
+            outcome: procfs::process::Process::myself()
+                .map(|_| "mounted".to_owned())
+                .map_err(|_| RequirementError::NoProc),
+        },
+        Requirement {
+            name: "bpffs",
+            // Not having it is no failure, so there is something to say either way.
+            outcome: Ok(super::pins::bpffs().to_owned()),
+        },
+        Requirement {
             name: "kernel BTF",
             outcome: KernelTypes::running()
                 .map(|_| "/sys/kernel/btf/vmlinux".to_owned())
@@ -97,7 +111,8 @@ pub(crate) fn check() -> Result<(), RequirementError> {
 fn capabilities() -> Result<(), RequirementError> {
     let effective = procfs::process::Process::myself()
         .and_then(|process| process.status())
-        .map_or(0, |status| status.capeff);
+        .map_err(|_| RequirementError::NoProc)?
+        .capeff;
     let missing: Vec<_> = [
         Capability::Bpf,
         Capability::Perfmon,
@@ -114,8 +129,17 @@ fn capabilities() -> Result<(), RequirementError> {
     }
 }
 
+/// Whether the kernel is of this version or later.
+pub(super) fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
+    version(&release()).is_some_and(|found| found >= wanted)
+}
+
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
 fn kernel() -> Result<String, RequirementError> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let release = release();
     match version(&release) {
         Some(found) if found >= MINIMUM_KERNEL => Ok(release),
         _ => Err(RequirementError::KernelTooOld(release)),

@@ -13,15 +13,23 @@ use rustix::{
 #[derive(Debug, thiserror::Error)]
 pub enum PidfdError {
     /// The kernel refused a descriptor.
-    #[error("failed to open a pidfd for pid {pid}: {source}")]
+    #[error("failed to open a pidfd for pid {pid}")]
     Open {
         /// The process.
         pid: u32,
         /// What the kernel answered.
         source: Errno,
     },
+    /// `/proc` could not tell whose pid it is.
+    #[error("failed to read the start time of pid {pid}")]
+    Match {
+        /// The process.
+        pid: u32,
+        /// What the kernel answered.
+        source: std::io::Error,
+    },
     /// The kernel refused to deliver the signal.
-    #[error("failed to send {signal} to pid {pid}: {source}")]
+    #[error("failed to send {signal} to pid {pid}")]
     Signal {
         /// The process.
         pid: u32,
@@ -33,16 +41,14 @@ pub enum PidfdError {
 }
 
 impl PidfdError {
-    /// Whether the process has no file descriptor left, so that a later attempt can succeed.
+    /// Whether the caller has no file descriptor left, so that a later attempt can succeed.
     #[must_use]
     pub fn is_exhaustion(&self) -> bool {
-        matches!(
-            self,
-            Self::Open {
-                source: Errno::MFILE | Errno::NFILE | Errno::NOMEM,
-                ..
-            }
-        )
+        let errno = match self {
+            Self::Open { source, .. } | Self::Signal { source, .. } => Some(*source),
+            Self::Match { source, .. } => Errno::from_io_error(source),
+        };
+        matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
     }
 }
 

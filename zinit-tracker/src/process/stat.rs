@@ -30,13 +30,35 @@ impl StartClock {
         start_boottime_ns.wrapping_add_signed(self.shift_ns) / TICK_NS
     }
 
-    /// Whether the process that has this pid now may be the one that started then, to the tick.
+    /// Whether the process that has this pid now may be the one that started then, to the tick. `false`: it is another
+    /// one, or there is none.
     ///
-    /// `None`: there is no such process any more, or `/proc` hides it.
-    #[must_use]
-    pub fn matches(self, pid: u32, start_boottime_ns: u64) -> Option<bool> {
-        Some(start_ticks(pid)? == self.ticks(start_boottime_ns))
+    /// # Errors
+    ///
+    /// When `/proc` cannot be read, say for want of a file descriptor; that says nothing about the process.
+    pub fn matches(self, pid: u32, start_boottime_ns: u64) -> std::io::Result<bool> {
+        match read_start_ticks(pid) {
+            Ok(ticks) => Ok(ticks == self.ticks(start_boottime_ns)),
+            Err(procfs::ProcError::NotFound(_)) => Ok(false),
+            Err(procfs::ProcError::Io(error, _)) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            Err(procfs::ProcError::Io(error, _)) => Err(error),
+            Err(error) => Err(std::io::Error::other(error)),
+        }
     }
+}
+
+/// `CLOCK_BOOTTIME` of the initial time namespace, in nanoseconds.
+pub(crate) fn boottime_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let shown = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+    shown.wrapping_add_signed(-boottime_offset_ns().unwrap_or(0))
+}
+
+/// Whether the caller is in the pid namespace that the machine booted with (`PROC_PID_INIT_INO`).
+pub(crate) fn is_initial_pid_namespace() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    const INITIAL: u64 = 0xefff_fffc;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
 }
 
 /// How far the caller's time namespace shifts `CLOCK_BOOTTIME`; `None` before 5.5.
@@ -54,8 +76,12 @@ fn offset_of_boottime(offsets: &str) -> Option<i64> {
 }
 
 fn start_ticks(pid: u32) -> Option<u64> {
-    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
-    Some(process.stat().ok()?.starttime)
+    read_start_ticks(pid).ok()
+}
+
+fn read_start_ticks(pid: u32) -> procfs::ProcResult<u64> {
+    let pid = i32::try_from(pid).map_err(|_| procfs::ProcError::NotFound(None))?;
+    Ok(Process::new(pid)?.stat()?.starttime)
 }
 
 /// What is shown of a process that would not die.

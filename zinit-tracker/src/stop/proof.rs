@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{kernel::Loss, tracker::ServiceInfo};
 
 /// A reason why the books may not tell everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 pub enum Doubt {
     /// The kernel could not record members, because the map was full or the operation failed.
@@ -22,9 +22,16 @@ pub enum Doubt {
     },
     /// Members ran before tracking began: what they created and left before is unknown.
     Adopted,
+    /// Hooks are not attached any more: somebody has removed their links.
+    DetachedHooks {
+        /// Which.
+        hooks: Vec<&'static str>,
+    },
+    /// Its registrant is in another pid namespace, so the caller may not see all of its processes.
+    OutOfSight,
     /// So many members died that exit records were evicted before their end could be observed.
     UnobservedDeaths {
-        /// How many.
+        /// How many at least.
         count: u64,
     },
 }
@@ -35,6 +42,8 @@ impl fmt::Display for Doubt {
             Self::LostOperations { count } => write!(f, "{count} operations of the kernel's books failed"),
             Self::MissedCreations { count } => write!(f, "the kernel skipped {count} process creations"),
             Self::Adopted => f.write_str("it was adopted, and what had left its tree before is unknown"),
+            Self::DetachedHooks { hooks } => write!(f, "hooks are not attached: {}", hooks.join(", ")),
+            Self::OutOfSight => f.write_str("its processes may be out of sight of this pid namespace"),
             Self::UnobservedDeaths { count } => {
                 write!(f, "{count} members died without their end being observed")
             }
@@ -43,7 +52,7 @@ impl fmt::Display for Doubt {
 }
 
 /// Everything that speaks against the books of one service.
-pub(super) fn doubts(service: &ServiceInfo, loss: Loss) -> Vec<Doubt> {
+pub(super) fn doubts(service: &ServiceInfo, loss: Loss, detached: &[&'static str], out_of_sight: bool) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     if service.lost > 0 {
         doubts.push(Doubt::LostOperations { count: service.lost });
@@ -55,6 +64,14 @@ pub(super) fn doubts(service: &ServiceInfo, loss: Loss) -> Vec<Doubt> {
     }
     if service.adopted {
         doubts.push(Doubt::Adopted);
+    }
+    if !detached.is_empty() {
+        doubts.push(Doubt::DetachedHooks {
+            hooks: detached.to_vec(),
+        });
+    }
+    if out_of_sight {
+        doubts.push(Doubt::OutOfSight);
     }
     doubts
 }

@@ -120,14 +120,19 @@ pub struct Survivor {
 }
 
 impl Survivor {
-    pub(super) fn new(key: ProcessKey, pid: u32, comm: String, condition: Option<Condition>) -> Self {
-        let state = condition.as_ref().map(|condition| condition.state);
+    pub(super) fn new(
+        key: ProcessKey,
+        pid: u32,
+        comm: String,
+        condition: Option<Condition>,
+        refused: Option<&String>,
+    ) -> Self {
         Self {
             key,
             pid,
             comm,
-            state,
-            cause: cause(condition),
+            state: condition.as_ref().map(|condition| condition.state),
+            cause: refused.cloned().unwrap_or_else(|| cause(condition)),
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 
 use serde::Serialize;
-use zinit_ebpf::{Task, service_flag, service_state};
+use zinit_ebpf::{StateChange, Task, service_flag, service_state};
 
 use super::{
     Tracker, TrackerError,
     member::Member,
-    service::{Service, ServiceId},
+    service::{Service, ServiceId, ServiceState},
 };
 use crate::process::{ProcessKey, stat};
 
@@ -54,15 +54,16 @@ impl Tracker {
     /// When the pid is 0, 1, the caller's, an ancestor's of the caller or a kernel thread's, belongs to a service, or
     /// does not exist.
     pub fn adopt(&self, service: &Service, pid: u32) -> Result<Adoption, TrackerError> {
+        let _guard = self.kernel.exclusive()?;
         let root = self.adoptable(pid)?;
-        let id = service.id.0;
-        let (adopted, adopting) = (service_flag::ADOPTED, service_flag::ADOPTING);
-        self.kernel.set_state(id, service_state::UP, adopted | adopting, 0)?;
-        self.kernel.request_adoption(root, id)?;
-        let result = self.adopt_passes();
-        self.kernel.withdraw_adoption(root.tgid)?;
-        self.kernel.set_state(id, service_state::UP, 0, adopting)?;
-        let settled = result?;
+        let info = self.info(service)?;
+        if info.state != ServiceState::Up && info.live > 0 {
+            return Err(TrackerError::Stopping(service.name().to_owned()));
+        }
+        let begun = self.begin_adoption(service, root);
+        let settled = begun.and_then(|()| self.adopt_passes());
+        self.end_adoption(service)?;
+        let settled = settled?;
         let members = self.processes(service)?;
         if members.is_empty() {
             return Err(TrackerError::NoSuchProcess(pid));
@@ -73,6 +74,29 @@ impl Tracker {
             settled,
             suspects,
         })
+    }
+
+    fn begin_adoption(&self, service: &Service, root: ProcessKey) -> Result<(), TrackerError> {
+        // Those of an adopter that died.
+        self.kernel.withdraw_adoptions()?;
+        let begin = StateChange {
+            state: service_state::UP.into(),
+            set_flags: service_flag::ADOPTED.into(),
+            adopting: 1,
+            ..StateChange::NONE
+        };
+        self.kernel.change(service.id.0, begin)?;
+        Ok(self.kernel.request_adoption(root, service.id.0)?)
+    }
+
+    fn end_adoption(&self, service: &Service) -> Result<(), TrackerError> {
+        self.kernel.withdraw_adoptions()?;
+        let end = StateChange {
+            adopting: 0,
+            ..StateChange::NONE
+        };
+        self.kernel.change(service.id.0, end)?;
+        Ok(())
     }
 
     /// Repeats the pass until it finds nothing. Returns whether it did.

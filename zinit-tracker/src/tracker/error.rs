@@ -24,7 +24,9 @@ pub enum TrackerError {
     #[error(transparent)]
     Pidfd(#[from] PidfdError),
     /// The task iterator does not show the caller.
-    #[error("the kernel's task iterator does not show this process")]
+    #[error(
+        "the kernel does not show this process under its pid: in a nested pid namespace that needs Linux 6.5 or later"
+    )]
     NoSelf,
     /// There is no `/proc` that shows the caller.
     #[error("/proc does not show this process: mount it (mount -t proc proc /proc)")]
@@ -55,18 +57,21 @@ pub enum TrackerError {
     #[error("service {0:?} is not registered any more")]
     NotRegistered(String),
     /// The service has members.
-    #[error("service {name:?} still has {live} processes: stop it first")]
+    #[error("service {name:?} still has processes ({live}): stop it first")]
     NotEmpty {
         /// The service.
         name: String,
         /// How many.
         live: u64,
     },
+    /// Another process has the tracker open.
+    #[error("another process uses the tracker: end it first")]
+    InUse,
     /// The service is being stopped.
     #[error("service {0:?} is being stopped")]
     Stopping(String),
     /// The command could not be started.
-    #[error("failed to start {program:?}: {source}")]
+    #[error("failed to start {program:?}")]
     Command {
         /// The program.
         program: String,
@@ -80,7 +85,7 @@ pub enum TrackerError {
         program: String,
     },
     /// No process has the pid.
-    #[error("no process has pid {0}")]
+    #[error("no process has pid {0} (a thread may have it, or a process that is dead)")]
     NoSuchProcess(u32),
     /// The pid is not a service's to have.
     #[error("refusing pid {pid}: {reason}")]
@@ -102,6 +107,6 @@ pub enum TrackerError {
     #[error("pid {0} belongs to no service")]
     NotTracked(u32),
     /// A file descriptor could not be watched.
-    #[error("failed to watch processes: {0}")]
+    #[error("failed to watch processes")]
     Watch(#[from] std::io::Error),
 }

@@ -1,6 +1,9 @@
 //! Members: listing, lineage, release, and the records of those that died.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use serde::Serialize;
 use zinit_ebpf::{Exit, ExitKey, Process, process_flag};
@@ -102,11 +105,12 @@ impl Tracker {
     /// Replaces the registrant's view of pids by the caller's, where the caller is in a nested pid namespace.
     fn translate<'a>(&self, pids: impl Iterator<Item = (ProcessKey, &'a mut u32)>) -> Result<(), TrackerError> {
         let tasks = self.kernel.tasks()?;
+        let seen: HashMap<_, _> = tasks
+            .iter()
+            .map(|task| ((task.tgid, task.start_boottime_ns), task.pid))
+            .collect();
         for (key, pid) in pids {
-            *pid = tasks
-                .iter()
-                .find(|task| task.tgid == key.tgid && task.start_boottime_ns == key.start_boottime_ns)
-                .map_or(0, |task| task.pid);
+            *pid = seen.get(&(key.tgid, key.start_boottime_ns)).copied().unwrap_or(0);
         }
         Ok(())
     }
@@ -119,6 +123,7 @@ impl Tracker {
     ///
     /// When no member has the pid.
     pub fn release(&self, pid: u32) -> Result<Vec<Member>, TrackerError> {
+        let _guard = self.kernel.exclusive()?;
         let ids: Vec<_> = self.services()?.iter().map(|info| info.id).collect();
         let root = self
             .members(&ids)?
@@ -133,13 +138,16 @@ impl Tracker {
             let ended = self.ended(&service)?;
             let members = self.members(&service)?;
             let links = ended.iter().map(|ended| (ended.key, ended.parent));
-            let links: Vec<_> = links
-                .chain(members.iter().map(|member| (member.key, member.parent)))
-                .collect();
-            while links
-                .iter()
-                .any(|(key, parent)| family.contains(parent) && family.insert(*key))
-            {}
+            let links = links.chain(members.iter().map(|member| (member.key, member.parent)));
+            let mut children: HashMap<ProcessKey, Vec<ProcessKey>> = HashMap::new();
+            for (key, parent) in links {
+                children.entry(parent).or_default().push(key);
+            }
+            let mut open: Vec<_> = family.iter().copied().collect();
+            while let Some(parent) = open.pop() {
+                let born = children.get(&parent).into_iter().flatten();
+                open.extend(born.filter(|child| family.insert(**child)));
+            }
             let mut found = false;
             for member in members.into_iter().filter(|member| family.contains(&member.key)) {
                 if self.kernel.release(member.key, false)? {

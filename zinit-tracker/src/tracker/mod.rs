@@ -19,14 +19,17 @@ pub use error::TrackerError;
 pub use member::{Ended, Member};
 pub use service::{Service, ServiceId, ServiceInfo, ServiceState};
 pub(crate) use wait::{RECHECK, Watch};
-use zinit_ebpf::{Stats, service_state};
+use zinit_ebpf::{StateChange, Stats, service_state};
 
 use crate::{
     kernel::{
         EventStream, EventsError, Gate, Kernel, KernelError, LoadOptions, Loss, PinError, ProgramLog,
         check_requirements,
     },
-    process::{Pidfd, ProcessKey, stat::StartClock},
+    process::{
+        Pidfd, PidfdError, ProcessKey,
+        stat::{self, Condition, StartClock},
+    },
 };
 
 /// How well descendants are known.
@@ -104,7 +107,27 @@ impl Tracker {
             .transpose()
     }
 
+    /// On failure, what was loaded goes, unless somebody uses it.
     fn new(kernel: Kernel, config: &Config) -> Result<Self, TrackerError> {
+        match Self::stand(&kernel, config) {
+            Ok((instance, here, clock)) => Ok(Self {
+                kernel,
+                here,
+                clock,
+                instance,
+            }),
+            Err(error) => {
+                let unused = || Ok(kernel.services()?.is_empty());
+                if let Err(leftover) = kernel.unload_if(unused) {
+                    tracing::warn!(error = %leftover, "failed to remove the pins");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Who the caller is, as the kernel and `/proc` see it.
+    fn stand(kernel: &Kernel, config: &Config) -> Result<(String, Here, StartClock), TrackerError> {
         let instance = service::checked_instance(&config.instance)?.to_owned();
         let pid = std::process::id();
         let task = kernel
@@ -112,6 +135,9 @@ impl Tracker {
             .into_iter()
             .find(|task| task.pid == pid)
             .ok_or(TrackerError::NoSelf)?;
+        if !stat::is_initial_pid_namespace() && task.pid_namespace_level == 0 {
+            return Err(TrackerError::NoSelf);
+        }
         let here = Here {
             key: ProcessKey {
                 tgid: task.tgid,
@@ -121,12 +147,7 @@ impl Tracker {
             level: task.pid_namespace_level,
         };
         let clock = StartClock::calibrate(pid, here.key.start_boottime_ns).ok_or(TrackerError::NoProc)?;
-        Ok(Self {
-            kernel,
-            here,
-            clock,
-            instance,
-        })
+        Ok((instance, here, clock))
     }
 
     /// How well descendants are known.
@@ -145,6 +166,34 @@ impl Tracker {
     pub fn close(self) -> Result<bool, TrackerError> {
         let unused = || Ok(self.kernel.services()?.is_empty());
         Ok(self.kernel.unload_if(unused)?)
+    }
+
+    /// Forgets every service and removes the pins, if no service has a member and no other process uses the tracker.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackerError::NotEmpty`] or [`TrackerError::InUse`], and then nothing was changed; or when the pins cannot be
+    /// removed.
+    pub fn unload(self) -> Result<(), TrackerError> {
+        let mut busy = None;
+        let unused = || {
+            let services = self.kernel.services()?;
+            busy = services.iter().find(|(_, service)| service.live > 0).copied();
+            Ok(busy.is_none())
+        };
+        if self.kernel.unload_if(unused)? {
+            return Ok(());
+        }
+        Err(match busy {
+            Some((id, service)) => {
+                let info = ServiceInfo::new(id, &service);
+                TrackerError::NotEmpty {
+                    name: format!("{}/{}", info.instance, info.name),
+                    live: info.live,
+                }
+            }
+            None => TrackerError::InUse,
+        })
     }
 
     /// Events as they happen. Hints only; one reader at a time, machine-wide. Must be called within a tokio runtime.
@@ -206,8 +255,22 @@ impl Tracker {
             ServiceState::Stopping => service_state::STOPPING,
             ServiceState::Killing => service_state::KILLING,
         };
-        self.kernel.set_state(service.0, state, 0, 0)?;
+        let change = StateChange {
+            state: state.into(),
+            ..StateChange::NONE
+        };
+        self.kernel.change(service.0, change)?;
         Ok(())
+    }
+
+    /// Hooks that are loaded but not attached any more.
+    pub(crate) fn detached_hooks(&self) -> Vec<&'static str> {
+        self.kernel.detached_hooks()
+    }
+
+    /// Whether processes of this service can be invisible to the caller: their registrant is in another pid namespace.
+    pub(crate) fn is_out_of_sight(&self, info: &ServiceInfo) -> bool {
+        self.here.level != 0 && info.pid_namespace != self.here.pid_namespace
     }
 
     /// A pidfd that certainly is the member's: its entry is there before and after opening, and `/proc` shows the
@@ -216,13 +279,42 @@ impl Tracker {
     /// `None`: the member is dead, or was released.
     pub(crate) fn open_member(&self, member: &Member) -> Result<Option<Pidfd>, TrackerError> {
         let Some(pidfd) = self.open_matching(member.pid, member.key)? else {
+            if self.is_member(member)? && member.pid != 0 && self.is_gone(member.key)? {
+                // Its exit was missed, and whoever reaped it freed the pid: nothing else will take it out.
+                self.bury(member.key)?;
+            }
             return Ok(None);
         };
+        Ok(self.is_member(member)?.then_some(pidfd))
+    }
+
+    /// Whether the process is a member of that service right now.
+    pub(crate) fn is_member(&self, member: &Member) -> Result<bool, TrackerError> {
         let entry = self.kernel.process(member.key.tgid)?;
-        let unchanged = entry.is_some_and(|entry| {
+        Ok(entry.is_some_and(|entry| {
             entry.start_boottime_ns == member.key.start_boottime_ns && entry.service == member.service.0
-        });
-        Ok(unchanged.then_some(pidfd))
+        }))
+    }
+
+    /// Whether exactly this process is a member of any service.
+    pub(crate) fn is_recorded_alive(&self, key: ProcessKey) -> Result<bool, TrackerError> {
+        let entry = self.kernel.process(key.tgid)?;
+        Ok(entry.is_some_and(|entry| entry.start_boottime_ns == key.start_boottime_ns))
+    }
+
+    /// Whether the kernel has no living process of this name, as far as the caller's pid namespace shows.
+    fn is_gone(&self, key: ProcessKey) -> Result<bool, TrackerError> {
+        let tasks = self.kernel.tasks()?;
+        Ok(!tasks.iter().any(|task| {
+            task.tgid == key.tgid && task.start_boottime_ns == key.start_boottime_ns && task.live_threads > 0
+        }))
+    }
+
+    /// What `/proc` says of exactly this process.
+    pub(crate) fn condition(&self, pid: u32, key: ProcessKey) -> Option<Condition> {
+        let condition = stat::condition(pid)?;
+        let matches = self.clock.matches(pid, key.start_boottime_ns);
+        matches.is_ok_and(|matches| matches).then_some(condition)
     }
 
     /// A pidfd of the process with this name, if it is not reaped yet.
@@ -236,7 +328,10 @@ impl Tracker {
         let Some(pidfd) = Pidfd::open(pid)? else {
             return Ok(None);
         };
-        let matches = self.clock.matches(pid, key.start_boottime_ns).unwrap_or(false);
+        let matches = self
+            .clock
+            .matches(pid, key.start_boottime_ns)
+            .map_err(|source| PidfdError::Match { pid, source })?;
         Ok(matches.then_some(pidfd))
     }
 
@@ -253,7 +348,6 @@ impl Tracker {
 
     /// Time since boot, as the records count it.
     pub(crate) fn now() -> Duration {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+        Duration::from_nanos(stat::boottime_ns())
     }
 }

@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use serde::Serialize;
-use zinit_ebpf::{INSTANCE_LEN, NAME_LEN, Service as Record, service_flag, service_state};
+use zinit_ebpf::{INSTANCE_LEN, NAME_LEN, Service as Record, StateChange, service_flag, service_state};
 
 use super::{Tracker, TrackerError};
 use crate::process::ProcessKey;
@@ -75,6 +75,8 @@ pub struct ServiceInfo {
     pub lost: u64,
     /// The first process spawned or adopted.
     pub main: Option<ProcessKey>,
+    /// The process that registered it.
+    pub registrant: ProcessKey,
     /// The service of which its registrant is a member.
     pub parent: Option<ServiceId>,
     /// Whether members were taken in that ran before tracking.
@@ -84,10 +86,12 @@ pub struct ServiceInfo {
     pub registered: Duration,
     #[serde(skip)]
     pub(crate) missed_before: u64,
+    #[serde(skip)]
+    pub(crate) pid_namespace: u32,
 }
 
 impl ServiceInfo {
-    fn new(id: u32, record: &Record) -> Self {
+    pub(super) fn new(id: u32, record: &Record) -> Self {
         Self {
             id: ServiceId(id),
             instance: text(&record.instance),
@@ -106,10 +110,15 @@ impl ServiceInfo {
                 tgid: record.root_tgid,
                 start_boottime_ns: record.root_start_boottime_ns,
             }),
+            registrant: ProcessKey {
+                tgid: record.registrant_tgid,
+                start_boottime_ns: record.registrant_start_boottime_ns,
+            },
             parent: (record.parent != 0).then_some(ServiceId(record.parent)),
             adopted: record.flags & service_flag::ADOPTED != 0,
             registered: Duration::from_nanos(record.registered_boottime_ns),
             missed_before: record.missed_before,
+            pid_namespace: record.pid_namespace,
         }
     }
 
@@ -180,13 +189,17 @@ impl Tracker {
             lost: 0,
             missed_before: self.kernel.loss()?.missed_creations,
             registered_boottime_ns: u64::try_from(Self::now().as_nanos()).unwrap_or(u64::MAX),
+            registrant_start_boottime_ns: self.here.key.start_boottime_ns,
             root_start_boottime_ns: 0,
             root_tgid: 0,
+            registrant_tgid: self.here.key.tgid,
             state: service_state::UP,
             parent: parent.map_or(0, |entry| entry.service),
             flags: 0,
+            adopting_boottime_ns: 0,
             pid_namespace: self.here.pid_namespace,
             pid_namespace_level: self.here.level,
+            _pad: 0,
             instance: padded(&self.instance),
             name: padded(name),
         };
@@ -209,16 +222,61 @@ impl Tracker {
     pub(crate) fn unregister_id(&self, id: ServiceId) -> Result<(), TrackerError> {
         let exclusive = self.kernel.exclusive()?;
         match self.info_of(id)? {
-            Some(info) if info.live > 0 => Err(TrackerError::NotEmpty {
+            Some(info) if self.nested_live(&info)? > 0 => Err(TrackerError::NotEmpty {
                 name: info.name,
                 live: info.live,
             }),
-            Some(_) => {
+            Some(info) => {
+                self.inherit_doubts(&info)?;
                 self.kernel.remove_service(&exclusive, id.0)?;
                 Ok(())
             }
             None => Ok(()),
         }
+    }
+
+    /// Members of the service and of those nested in it.
+    fn nested_live(&self, info: &ServiceInfo) -> Result<u64, TrackerError> {
+        let family = self.nested(info.id)?;
+        let services = self.services()?;
+        let family = services.iter().filter(|other| family.contains(&other.id));
+        Ok(family.map(|other| other.live).sum())
+    }
+
+    /// What a nested service's books cannot prove, those of the outer one cannot either.
+    fn inherit_doubts(&self, nested: &ServiceInfo) -> Result<(), TrackerError> {
+        let Some(parent) = nested.parent else {
+            return Ok(());
+        };
+        let change = StateChange {
+            set_flags: if nested.adopted {
+                service_flag::ADOPTED.into()
+            } else {
+                0
+            },
+            lost: nested.lost,
+            ..StateChange::NONE
+        };
+        self.kernel.change(parent.0, change)?;
+        Ok(())
+    }
+
+    /// Whether the service is empty and the process that registered it is dead: nobody will come back for it.
+    ///
+    /// # Errors
+    ///
+    /// When the processes cannot be listed.
+    pub fn is_abandoned(&self, info: &ServiceInfo) -> Result<bool, TrackerError> {
+        if info.live > 0 {
+            return Ok(false);
+        }
+        let tasks = self.kernel.tasks()?;
+        let alive = tasks.iter().any(|task| {
+            task.tgid == info.registrant.tgid
+                && task.start_boottime_ns == info.registrant.start_boottime_ns
+                && task.live_threads > 0
+        });
+        Ok(!alive)
     }
 
     /// Every registered service of every instance, oldest first.

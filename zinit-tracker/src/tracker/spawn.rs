@@ -1,6 +1,7 @@
 //! Starting a process as a member of a service.
 
 use tokio::process::{Child, Command};
+use zinit_ebpf::StateChange;
 
 use super::{
     Tracker, TrackerError,
@@ -20,6 +21,8 @@ impl Tracker {
     ///
     /// When the service is being stopped or not registered, the command cannot be started, or it could not be tracked.
     pub fn spawn(&self, service: &Service, command: &mut Command) -> Result<Child, TrackerError> {
+        // Nobody unregisters the service in between.
+        let _guard = self.kernel.shared()?;
         let before = self.info(service)?;
         if before.state != ServiceState::Up {
             if before.live > 0 {
@@ -34,15 +37,38 @@ impl Tracker {
             program: command_name(command),
             source,
         })?;
-        // A pending request means that no hook saw the creation, a failure that one saw it and could not record it.
-        let attributed = !pending? && self.info(service)?.lost == before.lost;
-        if !attributed && !self.is_recorded(service, child.id())? {
-            child.start_kill()?;
-            return Err(TrackerError::Untracked {
-                program: command_name(command),
-            });
+        let recorded = match pending {
+            Ok(pending) => self.is_attributed(service, pending, before.lost, child.id()),
+            Err(error) => Err(error.into()),
+        };
+        if let Ok(true) = recorded {
+            return Ok(child);
         }
-        Ok(child)
+        child.start_kill()?;
+        // What it may have created before it died is unknown.
+        let doubt = StateChange {
+            lost: 1,
+            ..StateChange::NONE
+        };
+        self.kernel.change(service.id.0, doubt)?;
+        recorded?;
+        Err(TrackerError::Untracked {
+            program: command_name(command),
+        })
+    }
+
+    /// Whether the kernel entered the new process.
+    ///
+    /// A pending request means that no hook saw the creation, a loss that one saw it and could not record it.
+    fn is_attributed(
+        &self,
+        service: &Service,
+        pending: bool,
+        lost_before: u64,
+        pid: Option<u32>,
+    ) -> Result<bool, TrackerError> {
+        let lost = self.info(service)?.lost > lost_before;
+        Ok((!pending && !lost) || self.is_recorded(service, pid)?)
     }
 
     /// Whether the process with this pid is in the books of the service, alive or dead.

@@ -13,11 +13,21 @@ use tokio::io::unix::AsyncFd;
 use super::{Tracker, TrackerError, service::Service};
 use crate::process::{Pidfd, ProcessKey, readable};
 
-/// How many pidfds are open at a time; the rest are opened when some of these have died.
+/// How many pidfds are open at a time at most; the rest are opened when some of these have died.
 const BATCH: usize = 256;
+
+/// A quarter of the descriptors that this process may have, up to [`BATCH`].
+fn batch() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let quarter = limit.map_or(BATCH, |limit| usize::try_from(limit / 4).unwrap_or(BATCH));
+    quarter.clamp(1, BATCH)
+}
 
 /// How soon the books are read again while a change is under way that no descriptor announces.
 pub(crate) const RECHECK: Duration = Duration::from_millis(1);
+
+/// How soon a release is noticed by those who wait for a service to be empty.
+const RELEASE_RECHECK: Duration = Duration::from_millis(100);
 
 /// Pidfds, watched together through one epoll descriptor.
 pub(crate) struct Watch {
@@ -25,6 +35,7 @@ pub(crate) struct Watch {
     by_token: HashMap<u64, (ProcessKey, Pidfd)>,
     tokens: HashMap<ProcessKey, u64>,
     next: u64,
+    batch: usize,
 }
 
 impl Watch {
@@ -35,11 +46,12 @@ impl Watch {
             by_token: HashMap::new(),
             tokens: HashMap::new(),
             next: 0,
+            batch: batch(),
         })
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.by_token.len() < BATCH
+        self.by_token.len() < self.batch
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -52,6 +64,14 @@ impl Watch {
 
     pub(crate) fn get(&self, key: ProcessKey) -> Option<&Pidfd> {
         self.by_token.get(self.tokens.get(&key)?).map(|(_, pidfd)| pidfd)
+    }
+
+    /// Watches a process no more.
+    pub(crate) fn remove(&mut self, key: ProcessKey) {
+        // Closing the pidfd takes it out of the epoll set.
+        if let Some(token) = self.tokens.remove(&key) {
+            self.by_token.remove(&token);
+        }
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = ProcessKey> + '_ {
@@ -121,8 +141,10 @@ impl Tracker {
     pub async fn wait_empty(&self, service: &Service) -> Result<(), TrackerError> {
         let mut watch = Watch::new()?;
         loop {
-            if self.live(service)? == 0 {
-                return Ok(());
+            match self.info_of(service.id())? {
+                Some(info) if info.live > 0 => {}
+                // One that was unregistered had no member.
+                _ => return Ok(()),
             }
             for member in self.processes(service)? {
                 if watch.has_room()
@@ -136,7 +158,9 @@ impl Tracker {
                 // A member is being created or dies right now.
                 tokio::time::sleep(RECHECK).await;
             } else {
-                for key in watch.next_dead().await? {
+                // A released process is not waited for, and nothing announces a release.
+                let dead = tokio::time::timeout(RELEASE_RECHECK, watch.next_dead()).await;
+                for key in dead.unwrap_or(Ok(Vec::new()))? {
                     self.bury(key)?;
                 }
             }
