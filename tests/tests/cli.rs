@@ -568,3 +568,269 @@ fn twenty_runs_at_once_share_one_tracker_and_leave_nothing() {
     }
     bench.assert_nothing_left();
 }
+
+#[test]
+fn a_stop_of_a_service_in_run_leaves_both_with_their_status() {
+    let bench = Bench::new();
+    for _ in 0..10 {
+        let script = "trap 'exit 6' TERM; echo ready; sleep 300 & wait";
+        let child = started(&bench, &["--name", "both"], script);
+        let stop = bench.run(&["stop", "both"]);
+        assert_eq!(stop.status.code(), Some(0), "{}", stderr(&stop));
+        let run = child.wait_with_output().unwrap();
+        assert_eq!(run.status.code(), Some(6), "{}", stderr(&run));
+    }
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_grace_period_longer_than_the_clock_can_hold_works() {
+    let bench = Bench::new();
+    let output = bench.run(&[
+        "run",
+        "--grace",
+        "500000000000years",
+        "--",
+        "sh",
+        "-c",
+        "sleep 300 & exit 3",
+    ]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_report_that_cannot_be_written_loses_nothing() {
+    let bench = Bench::new();
+    let full = bench.run(&["run", "--report", "/dev/full", "--", "sh", "-c", "sleep 300 & exit 3"]);
+    assert_eq!(full.status.code(), Some(125), "{}", stderr(&full));
+    assert!(
+        stderr(&full).contains("failed to write the report /dev/full"),
+        "{}",
+        stderr(&full)
+    );
+    bench.assert_nothing_left();
+    // A reader that has gone.
+    let mut child = bench
+        .command(&["run", "--report", "-", "--", "sh", "-c", "sleep 300 & exit 3"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_run_that_cannot_start_leaves_reports_as_they_were() {
+    let bench = Bench::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    std::fs::write(&old, "kept").unwrap();
+    for path in [&old, &new] {
+        bench.fails(
+            &["run", "--report", path.to_str().unwrap(), "--", "/nonexistent"],
+            127,
+            "failed to start",
+        );
+    }
+    assert_eq!(std::fs::read_to_string(&old).unwrap(), "kept");
+    assert!(!new.exists());
+    let output = bench.run(&["run", "--report", old.to_str().unwrap(), "--", "true"]);
+    assert!(output.status.success());
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&old).unwrap()).unwrap();
+    assert_eq!(report["proven"], true);
+}
+
+/// A `run` whose service is empty because its command was released; the command ends when its stdin is closed.
+fn with_released_command(bench: &Bench) -> (std::process::Child, std::process::ChildStdin) {
+    let mut child = bench
+        .command(&[
+            "run",
+            "--name",
+            "empty",
+            "--",
+            "sh",
+            "-c",
+            "echo ready; read line; exit 9",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "ready\n");
+    let main = bench.json(&["ps", "empty", "--json"])[0]["processes"][0]["pid"].to_string();
+    bench.json(&["release", &main, "--json"]);
+    let stdin = child.stdin.take().unwrap();
+    (child, stdin)
+}
+
+#[test]
+fn unload_and_a_second_run_respect_a_service_that_is_empty_for_now() {
+    let bench = Bench::new();
+    let (child, stdin) = with_released_command(&bench);
+    bench.fails_while_loaded(&["unload"], 1, "another process uses the tracker");
+    bench.fails_while_loaded(&["run", "--name", "empty", "--", "true"], 125, "is in use");
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(9), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn half_made_pins_are_removed_by_whoever_looks() {
+    let bench = Bench::new();
+    for command in [&["ps"][..], &["doctor"], &["unload"]] {
+        std::fs::create_dir_all(bench.pins.path().join("v1/links")).unwrap();
+        assert!(bench.run(command).status.success(), "{command:?}");
+        bench.assert_nothing_left();
+    }
+}
+
+#[test]
+fn few_file_descriptors_are_enough_for_many_processes() {
+    let bench = Bench::new();
+    let script = format!(
+        "ulimit -n 48; exec {} run --grace 300ms -- sh -c \
+         'i=0; while [ $i -lt 100 ]; do (trap \"\" TERM; exec setsid sleep 300) & i=$((i+1)); done; exit 4'",
+        tool().display()
+    );
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .env("ZINIT_TRACKER_PINS", bench.pins.path())
+        .env(Marker::ENV, bench.marker.as_str())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", stderr(&output));
+    assert!(stderr(&output).trim_end().ends_with("proven"), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    let bench = Bench::new();
+    let script = format!(
+        "trap '' HUP; exec {} run -- sh -c 'echo ready; read line; exit 5'",
+        tool().display()
+    );
+    let mut child = Command::new("sh")
+        .args(["-c", &script])
+        .env("ZINIT_TRACKER_PINS", bench.pins.path())
+        .env(Marker::ENV, bench.marker.as_str())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    send(&child, Signal::SIGHUP);
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn names_that_command_a_terminal_are_shown_plain() {
+    let bench = Bench::new();
+    let dir = tempfile::tempdir().unwrap();
+    let evil = dir.path().join("\u{1b}[2J\nproven");
+    std::fs::copy("/bin/sleep", &evil).unwrap();
+    let script = format!("'{}' 300 & echo ready; exec sleep 300", evil.to_str().unwrap());
+    let child = started(&bench, &["--name", "evil"], &script);
+    for command in ["ps", "tree"] {
+        // The name comes with the exec, which may be a moment later.
+        let shown = loop {
+            let output = bench.run(&[command, "evil"]);
+            let shown = String::from_utf8(output.stdout).unwrap();
+            if shown.contains("[2J") {
+                break shown;
+            }
+        };
+        assert!(!shown.contains('\u{1b}'), "{shown:?}");
+        assert!(shown.contains("\\u{1b}[2J\\nproven"), "{shown:?}");
+    }
+    send(&child, Signal::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    assert!(!stderr(&output).contains('\u{1b}'), "{}", stderr(&output));
+    bench.assert_nothing_left();
+}
+
+/// Starts `run` in the foreground of a terminal of its own.
+fn in_terminal(bench: &Bench, script: &str) -> (std::process::Child, std::fs::File) {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let terminal = std::fs::File::from(pty.slave);
+    let mut command = bench.command(&["run", "--grace", "10m", "--", "sh", "-c", script]);
+    command
+        .stdin(terminal.try_clone().unwrap())
+        .stdout(terminal)
+        .stderr(Stdio::piped());
+    // SAFETY: two system calls.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            Ok(())
+        })
+    };
+    let child = command.spawn().unwrap();
+    drop(command);
+    let mut master = std::fs::File::from(pty.master);
+    expect(&mut master, "ready");
+    (child, master)
+}
+
+/// Reads from the terminal until the text has come.
+fn expect(master: &mut std::fs::File, text: &str) {
+    use std::io::Read as _;
+    let mut shown = Vec::new();
+    let mut byte = [0];
+    while !shown.ends_with(text.as_bytes()) {
+        master.read_exact(&mut byte).unwrap();
+        shown.push(byte[0]);
+    }
+}
+
+#[test]
+fn ctrl_c_reaches_the_command_once_and_a_second_one_kills() {
+    let bench = Bench::new();
+    let (mut child, mut master) = in_terminal(&bench, "trap 'exit 4' INT; echo ready; while :; do sleep 0.1; done");
+    master.write_all(b"\x03").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    // The command says so when it is interrupted; the grace period of ten minutes is ended by the second Ctrl-C.
+    let script = "trap 'echo interrupted' INT; trap '' TERM; echo ready; while :; do sleep 0.1; done";
+    let (mut child, mut master) = in_terminal(&bench, script);
+    master.write_all(b"\x03").unwrap();
+    expect(&mut master, "interrupted");
+    master.write_all(b"\x03").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 9));
+    bench.assert_nothing_left();
+}
+
+#[test]
+fn a_stop_of_an_outer_run_finds_inner_runs_that_come_and_go() {
+    let bench = Bench::new();
+    // One inner service after the other; each leaves a daemon that is deaf to SIGTERM, and has had deaths of its own.
+    let inner = format!(
+        "{} run --grace 100ms -- sh -c 'true; true; (trap \"\" TERM; exec setsid sleep 300) & sleep 0.05'",
+        tool().display()
+    );
+    let script = format!("trap '' TERM; echo ready; while :; do {inner} 2>/dev/null; done");
+    for _ in 0..5 {
+        let child = started(&bench, &["--name", "outer", "--grace", "200ms"], &script);
+        let output = bench.run(&["stop", "outer", "--grace", "200ms"]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(stderr(&output).trim_end().ends_with("proven"), "{}", stderr(&output));
+        // The outer run itself carries the marker until it has ended.
+        child.wait_with_output().unwrap();
+        assert_eq!(survivors(&bench.marker), []);
+    }
+    bench.assert_nothing_left();
+}

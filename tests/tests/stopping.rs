@@ -482,3 +482,114 @@ async fn survivors_are_named_and_the_service_is_not_down() {
     sandbox.stop(&mut played, &policy).await;
     sandbox.close();
 }
+
+#[tokio::test]
+async fn a_process_that_is_released_during_the_stop_is_not_waited_for() {
+    let sandbox = Sandbox::new();
+    let mut played = sandbox.play("ignore-term", [""; 0]);
+    let kept = sandbox.tracker.processes(&played.service).unwrap()[1].pid;
+    let other = sandbox.second_client();
+    let grace = policy(DEADLINE);
+    let stopping = stop(&sandbox.tracker, &played.service, &grace);
+    let releasing = async {
+        // Asked, so watched; the main process ignores SIGTERM as well and has to be released too.
+        while other.info(&played.service).unwrap().state == zinit_tracker::tracker::ServiceState::Up {
+            tokio::task::yield_now().await;
+        }
+        other.release(played.child.id().unwrap()).unwrap()
+    };
+    let waiting = other.wait_empty(&played.service);
+    let (report, released, waited) = tokio::join!(stopping, releasing, waiting);
+    waited.unwrap();
+    let report = report.unwrap();
+    assert!(report.proven, "{report:#?}");
+    assert_eq!(report.kill_rounds, 0);
+    assert!(released.iter().any(|member| member.pid == kept));
+    assert_eq!(survivors(&played.marker).len(), 2);
+    zinit_tests::kill_all(&played.marker, DEADLINE).unwrap();
+    played.child.wait().await.unwrap();
+    drop(other);
+    sandbox.close();
+}
+
+#[tokio::test]
+async fn the_main_process_is_the_one_that_was_spawned_last() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.tracker.register("respawned").unwrap();
+    let marker = Marker::new();
+    let _cleanup = Cleanup::new(&marker);
+    let mut pids = Vec::new();
+    for _ in 0..2 {
+        let mut command = actor::<&str>("rest", [], &marker).into();
+        let mut child = sandbox.tracker.spawn(&service, &mut command).unwrap();
+        let main = sandbox.tracker.info(&service).unwrap().main.unwrap();
+        assert_eq!(Some(main.tgid), child.id());
+        pids.push(main.tgid);
+        child.kill().await.unwrap();
+        sandbox.tracker.wait_empty(&service).await.unwrap();
+    }
+    assert_ne!(pids[0], pids[1]);
+    sandbox.close();
+}
+
+#[tokio::test]
+async fn an_adoption_does_not_take_back_what_was_released() {
+    let sandbox = Sandbox::new();
+    let marker = Marker::new();
+    let _cleanup = Cleanup::new(&marker);
+    let mut children = Vec::new();
+    for _ in 0..2 {
+        let mut ready = Ready::new().unwrap();
+        let mut command = actor("chain", ["3"], &marker);
+        ready.attach(&mut command);
+        children.push(command.spawn().unwrap());
+        ready.wait().unwrap();
+    }
+    let service = sandbox.tracker.register("twice").unwrap();
+    let first = sandbox.tracker.adopt(&service, children[0].id()).unwrap();
+    let leaf = first.members.last().unwrap().pid;
+    assert_eq!(sandbox.tracker.release(leaf).unwrap().len(), 1);
+    let both = sandbox.tracker.adopt(&service, children[1].id()).unwrap();
+    assert_eq!(both.members.len(), 7);
+    assert!(both.members.iter().all(|member| member.pid != leaf));
+    stop(&sandbox.tracker, &service, &policy(DEADLINE)).await.unwrap();
+    let left: Vec<_> = survivors(&marker).iter().map(|left| left.pid).collect();
+    assert_eq!(left, [i32::try_from(leaf).unwrap()]);
+    for mut child in children {
+        child.wait().unwrap();
+    }
+    sandbox.close();
+}
+
+#[tokio::test]
+async fn a_hook_whose_link_is_gone_makes_a_service_unproven() {
+    let sandbox = Sandbox::new();
+    let mut played = sandbox.play("child", [""; 0]);
+    std::fs::remove_file(sandbox.pins().join("v1/links/zinit_exec")).unwrap();
+    let report = stop(&sandbox.tracker, &played.service, &policy(DEADLINE))
+        .await
+        .unwrap();
+    assert!(!report.proven);
+    assert!(matches!(&report.doubts[..], [Doubt::DetachedHooks { hooks }] if hooks == &["zinit_exec"]));
+    assert_eq!(survivors(&played.marker), []);
+    played.child.wait().await.unwrap();
+    sandbox.close();
+}
+
+#[tokio::test]
+async fn a_thousand_sessions_are_stopped_and_a_released_one_lives_on() {
+    let sandbox = Sandbox::new();
+    let mut played = sandbox.play("sessions", ["1000"]);
+    sandbox.assert_map_matches_oracle(&played);
+    let some = sandbox.tracker.processes(&played.service).unwrap()[500].pid;
+    assert_eq!(sandbox.tracker.release(some).unwrap().len(), 1);
+    let report = stop(&sandbox.tracker, &played.service, &policy(DEADLINE))
+        .await
+        .unwrap();
+    assert!(report.proven && report.processes.len() >= 1000, "{report:#?}");
+    println!("1,000 processes stopped in {:?}", report.elapsed);
+    assert_eq!(survivors(&played.marker).len(), 1);
+    zinit_tests::kill_all(&played.marker, DEADLINE).unwrap();
+    played.child.wait().await.unwrap();
+    sandbox.close();
+}
