@@ -5,7 +5,7 @@
 //! - [`oracle`] finds the processes of a test by scanning /proc;
 //! - [`cleanup`] ends them, whatever the test did;
 //! - [`resources`] asks whether what they held is free again;
-//! - [`sandbox`] has a tracker of a test's own to set them against, and [`tool`] the command-line tool.
+//! - [`sandbox`] has a tracker of a test's own to set them against, and [`tool`](mod@tool) the command-line tool.
 //!
 //! Only the last two use zinit-tracker: a test compares two independent answers.
 

@@ -25,7 +25,9 @@ fn zinit_fork(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     count!(seen);
-    created(&ctx, parent, child);
+    if !created(&ctx, parent, child) {
+        count!(ignored);
+    }
     0
 }
 
@@ -41,19 +43,24 @@ fn zinit_wakeup(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// A process was created by `parent`, which runs now. Called up to twice for each creation.
+///
+/// Returns whether it concerns a service.
 #[inline(always)]
-fn created(ctx: &BtfTracePointContext, parent: Task, child: Task) {
+fn created(ctx: &BtfTracePointContext, parent: Task, child: Task) -> bool {
     let creator = parent.key();
     let (service, flags) = if let Some(service) = pending_spawn(parent) {
         (service, process_flag::SPAWNED)
     } else if let Some(service) = books::service_of(creator) {
         (service, 0)
     } else {
-        count!(ignored);
-        return;
+        return false;
     };
+    if books::service_of(child.key()).is_some() {
+        // The other hook was first.
+        return true;
+    }
     let Some(state) = books::join(service, child, creator, flags, event_kind::FORK) else {
-        return;
+        return true;
     };
     debug!(
         ctx,
@@ -66,6 +73,7 @@ fn created(ctx: &BtfTracePointContext, parent: Task, child: Task) {
     if state == service_state::KILLING && flags & process_flag::SPAWNED == 0 {
         books::kill_current();
     }
+    true
 }
 
 /// Takes the pending spawn of the thread, if it has one.

@@ -118,15 +118,15 @@ async fn supervise(
             return Ok(ExitCode::from(status));
         }
     };
-    let asked = match until_asked(&mut child, signals, options.grace).await {
+    let asked = match until_stop_is_due(tracker, &service, &mut child, signals, options.grace).await {
         Ok(asked) => asked,
         Err(error) => {
             // Whatever failed, the command is not left running.
             stop(tracker, &service, &StopPolicy::default()).await?;
+            tracker.unregister(&service)?;
             return Err(error);
         }
     };
-    wait_for_other_stop(tracker, &service, signals, options.grace).await?;
     let policy = StopPolicy {
         signal: options
             .signal
@@ -162,6 +162,19 @@ async fn supervise(
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Waits until the command has ended or a stop is asked for, and then for other stops.
+async fn until_stop_is_due(
+    tracker: &Tracker,
+    service: &Service,
+    child: &mut Child,
+    signals: &mut Signals,
+    grace: Duration,
+) -> anyhow::Result<Option<Asked>> {
+    let asked = until_asked(child, signals, grace).await?;
+    wait_for_other_stop(tracker, service, signals, grace).await?;
+    Ok(asked)
 }
 
 /// Another process may be stopping the service, with a signal and a grace period of its own: then that goes first.

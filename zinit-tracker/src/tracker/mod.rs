@@ -1,7 +1,7 @@
 //! Services and their members: register, spawn, adopt, list, release.
 //!
 //! The pinned maps are the database; a [`Tracker`] is one client of them and keeps no state of its own that another
-//! client would miss. How a service is stopped is [`stop`](crate::stop)'s business.
+//! client would miss. How a service is stopped is [`stop`](mod@crate::stop)'s business.
 
 mod adopt;
 mod config;
