@@ -251,12 +251,15 @@ impl Kernel {
         self.pins.exclusive()
     }
 
-    /// Removes all pins if no other process uses them and `unused` agrees. Returns whether it did.
+    /// Ends this process's use of the pins, and removes them if no other process uses them and `unused` agrees. Returns
+    /// whether it did.
     ///
-    /// Afterwards the programs are detached, so these books must not be used any more.
+    /// Afterwards these books must not be used any more.
     pub(crate) fn unload_if(&self, unused: impl FnOnce() -> Result<bool, BooksError>) -> Result<bool, OpenError> {
         let _exclusive = self.pins.exclusive()?;
         if !unused()? || !self.pins.is_only_user(&self.in_use)? {
+            // Under the lock: of several users that leave at once, the last one finds no other.
+            self.pins.leave(&self.in_use)?;
             return Ok(false);
         }
         // From here on the pins are what a loader leaves that died half way, so that one who dies now leaves no more.

@@ -268,15 +268,17 @@ impl PinDirectory {
         Ok(file)
     }
 
-    /// Whether the holder of `mine` is the only user of the layout; then it stays so until `mine` is closed.
+    /// Ends the use that `mine` stands for.
+    pub(super) fn leave(&self, mine: &File) -> Result<(), PinError> {
+        flock(mine, FlockOperation::Unlock).map_err(|error| failed("unlock", &self.layout())(error.into()))
+    }
+
+    /// Whether the holder of `mine` is the only user of the layout; then it stays so until `mine` is closed. If not, `mine` may
+    /// have lost its lock.
     pub(super) fn is_only_user(&self, mine: &File) -> Result<bool, PinError> {
         match flock(mine, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let path = self.layout();
-                flock(mine, FlockOperation::LockShared).map_err(|error| failed("lock", &path)(error.into()))?;
-                Ok(false)
-            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
             Err(error) => Err(failed("lock", &self.layout())(error.into())),
         }
     }
