@@ -9,6 +9,7 @@ mod lint;
 mod strip;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use anyhow::Result;
@@ -23,6 +24,7 @@ enum Command {
     Ci(ci::Options),
     Lint(lint::Options),
     Test(test::Options),
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +43,6 @@ fn run(command: &Command) -> Result<()> {
         Command::Ci(options) => ci::run(options),
         Command::Lint(options) => lint::run(options),
         Command::Test(options) => test::run(options),
+        Command::Vm(options) => vm::run(options),
     }
 }
