@@ -147,3 +147,13 @@ fn close(tracker: Tracker) {
         output::note(&format!("failed to remove the pins: {error}"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

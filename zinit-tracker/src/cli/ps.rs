@@ -13,6 +13,7 @@ use super::{Global, output};
 /// PPID is the process that created it, which getppid() may not say any more; SESSION and GROUP are those it was created
 /// with.
 #[derive(Args)]
+#[group(id = "listing")]
 pub(super) struct Options {
     /// Only this service: NAME or INSTANCE/NAME
     name: Option<String>,
@@ -23,13 +24,18 @@ pub(super) struct Options {
 
 /// A service with its members, as JSON shows it.
 #[derive(Serialize)]
-pub(super) struct Listed {
+struct Listed {
     #[serde(flatten)]
-    pub(super) info: ServiceInfo,
-    pub(super) processes: Vec<Member>,
+    info: ServiceInfo,
+    processes: Vec<Member>,
 }
 
 pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
+    show(global, options, output::members)
+}
+
+/// Prints the services that were asked for, each with its members drawn as `draw` does.
+pub(super) fn show(global: &Global, options: &Options, draw: fn(&[Member]) -> String) -> anyhow::Result<ExitCode> {
     let services = listed(global, options.name.as_deref())?;
     if options.json {
         output::print_json(&services)?;
@@ -38,17 +44,15 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     if services.is_empty() {
         output::note("no service is registered");
     }
-    let mut text = String::new();
-    for service in &services {
-        text.push_str(&headline(&service.info));
-        text.push_str(&output::members(&service.processes));
-    }
-    output::print(&text)?;
+    let drawn = services
+        .iter()
+        .map(|service| headline(&service.info) + &draw(&service.processes));
+    output::print(&drawn.collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// The services that were asked for, with their members. Where nothing is pinned there are none.
-pub(super) fn listed(global: &Global, name: Option<&str>) -> anyhow::Result<Vec<Listed>> {
+fn listed(global: &Global, name: Option<&str>) -> anyhow::Result<Vec<Listed>> {
     let Some(tracker) = (match name {
         None => global.existing()?,
         Some(_) => Some(global.existing_or_fail()?),
@@ -75,7 +79,7 @@ fn with_members(tracker: &Tracker, services: Vec<ServiceInfo>) -> anyhow::Result
 }
 
 /// One line on a service.
-pub(super) fn headline(info: &ServiceInfo) -> String {
+fn headline(info: &ServiceInfo) -> String {
     let state = match info.state {
         zinit_tracker::tracker::ServiceState::Up => "up",
         zinit_tracker::tracker::ServiceState::Stopping => "stopping",

@@ -12,29 +12,12 @@ use super::{Global, output, ps};
 /// Creation does not change when a process is reparented; a process whose creator has died stands at the top.
 #[derive(Args)]
 pub(super) struct Options {
-    /// Only this service: NAME or INSTANCE/NAME
-    name: Option<String>,
-    /// Print JSON, as ps does
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    listing: ps::Options,
 }
 
 pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
-    let services = ps::listed(global, options.name.as_deref())?;
-    if options.json {
-        output::print_json(&services)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    if services.is_empty() {
-        output::note("no service is registered");
-    }
-    let mut text = String::new();
-    for service in &services {
-        text.push_str(&ps::headline(&service.info));
-        text.push_str(&tree(&service.processes));
-    }
-    output::print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    ps::show(global, &options.listing, tree)
 }
 
 fn tree(members: &[Member]) -> String {

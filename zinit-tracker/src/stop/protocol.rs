@@ -299,15 +299,9 @@ impl<'a> Stop<'a> {
         let members = self.tracker.members(&self.ids())?;
         let known = self.seen.len();
         for member in &members {
-            self.seen.entry(member.key).or_insert_with(|| StoppedProcess {
-                key: member.key,
-                pid: member.pid,
-                parent_tgid: member.parent.tgid,
-                comm: member.comm.clone(),
-                signals: Vec::new(),
-                fate: None,
-                ended_after: None,
-            });
+            self.seen
+                .entry(member.key)
+                .or_insert_with(|| StoppedProcess::new(member.key, member.pid, member.parent, &member.comm));
         }
         Ok((members, self.seen.len() > known))
     }
@@ -478,15 +472,10 @@ impl<'a> Stop<'a> {
 
     /// Notes how a member ended that was alive when the stop began.
     fn enter_death(&mut self, ended: &Ended) {
-        let seen = self.seen.entry(ended.key).or_insert_with(|| StoppedProcess {
-            key: ended.key,
-            pid: ended.pid,
-            parent_tgid: ended.parent.tgid,
-            comm: String::new(),
-            signals: Vec::new(),
-            fate: None,
-            ended_after: None,
-        });
+        let seen = self
+            .seen
+            .entry(ended.key)
+            .or_insert_with(|| StoppedProcess::new(ended.key, ended.pid, ended.parent, &ended.comm));
         seen.comm.clone_from(&ended.comm);
         if seen.fate.is_none() {
             seen.fate = Some(Fate::of_wait_status(ended.status));

@@ -58,6 +58,20 @@ pub struct StoppedProcess {
     pub ended_after: Option<Duration>,
 }
 
+impl StoppedProcess {
+    pub(super) fn new(key: ProcessKey, pid: u32, parent: ProcessKey, comm: &str) -> Self {
+        Self {
+            key,
+            pid,
+            parent_tgid: parent.tgid,
+            comm: comm.to_owned(),
+            signals: Vec::new(),
+            fate: None,
+            ended_after: None,
+        }
+    }
+}
+
 /// A signal that was sent to a process.
 #[derive(Clone, Debug, Serialize)]
 pub struct SentSignal {
