@@ -138,6 +138,8 @@ struct Stop<'a> {
     exits_read: Option<u64>,
     /// Exit records that appeared during the stop, and members buried without one.
     exits_found: u64,
+    /// The caller and its ancestors, in case one of them becomes a member.
+    own: HashSet<u32>,
     /// Why members could not be signalled.
     refused: HashMap<ProcessKey, String>,
     gate: Option<Gate>,
@@ -162,6 +164,7 @@ impl<'a> Stop<'a> {
             observed: HashSet::new(),
             exits_read: None,
             exits_found: 0,
+            own: tracker.own_line()?,
             refused: HashMap::new(),
             gate: None,
             gate_used: false,
@@ -262,8 +265,12 @@ impl<'a> Stop<'a> {
                 }
             }
             if found_new && self.rounds >= ROUNDS_BEFORE_GATE && self.gate.is_none() {
-                self.gate = Some(self.tracker.attach_gate()?);
-                self.gate_used = true;
+                // Without it the rounds go on, and those who outrun them are survivors.
+                match self.tracker.attach_gate() {
+                    Ok(gate) => self.gate = Some(gate),
+                    Err(error) => tracing::warn!(%error, "failed to close the gate"),
+                }
+                self.gate_used |= self.gate.is_some();
             }
             self.observe_exits()?;
             self.forget_released(&members)?;
@@ -308,6 +315,11 @@ impl<'a> Stop<'a> {
 
     /// Sends the signals through the member's matched pidfd; does nothing if the member is dead or was released.
     fn signal(&mut self, member: &Member, signals: &[Signal]) -> Result<(), StopError> {
+        if self.own.contains(&member.key.tgid) {
+            let cause = "it is the process that stops the service, or an ancestor of it".to_owned();
+            self.refused.insert(member.key, cause);
+            return Ok(());
+        }
         let opened = match self.watch.get(member.key) {
             Some(_) => None,
             None => match self.open(member)? {
