@@ -6,6 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::process::CommandExt as _,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use nix::{
@@ -499,8 +500,8 @@ fn run_works_in_a_nested_pid_namespace() {
     let bench = Bench::new();
     let script = "setsid sleep 300 & (setsid sleep 301 &) ; exit 6";
     let output = bench_in_pid_namespace(&bench, script);
-    if !kernel_is_at_least(6, 5) {
-        assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
+    // Stable releases before 6.5 may have what it takes, and may not; then they must say so.
+    if !kernel_is_at_least(6, 5) && output.status.code() == Some(125) {
         assert!(stderr(&output).contains("needs Linux 6.5"), "{}", stderr(&output));
         bench.assert_nothing_left();
         return;
@@ -760,8 +761,8 @@ fn names_that_command_a_terminal_are_shown_plain() {
     let bench = Bench::new();
     let dir = tempfile::tempdir().unwrap();
     let evil = dir.path().join("\u{1b}[2J\nproven");
-    std::fs::copy("/bin/sleep", &evil).unwrap();
-    let script = format!("'{}' 300 & echo ready; exec sleep 300", evil.to_str().unwrap());
+    std::fs::copy(zinit_tests::actor_path().unwrap(), &evil).unwrap();
+    let script = format!("'{}' rest & echo ready; exec sleep 300", evil.to_str().unwrap());
     let child = started(&bench, &["--name", "evil"], &script);
     for command in ["ps", "tree"] {
         // The name comes with the exec, which may be a moment later.
@@ -827,8 +828,15 @@ fn ctrl_c_reaches_the_command_once_and_a_second_one_kills() {
     let (mut child, mut master) = in_terminal(&bench, script);
     master.write_all(b"\x03").unwrap();
     expect(&mut master, "interrupted");
-    master.write_all(b"\x03").unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(128 + 9));
+    // As a person does: signals that come faster than they are taken are one.
+    let status = loop {
+        master.write_all(b"\x03").unwrap();
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(128 + 9));
     bench.assert_nothing_left();
 }
 

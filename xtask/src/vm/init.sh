@@ -14,6 +14,8 @@ export ZINIT_TEST_ACTOR=/tests/bin/actor ZINIT_TEST_TOOL=/tests/bin/zinit-tracke
 /bin/busybox mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts
+mount -t devpts -o ptmxmode=666 devpts /dev/pts
 chmod 1777 /tmp
 mount -t securityfs securityfs /sys/kernel/security
 # Both hierarchies, as the tests of cgroups want them.

@@ -25,7 +25,7 @@ pub enum TrackerError {
     Pidfd(#[from] PidfdError),
     /// The task iterator does not show the caller.
     #[error(
-        "the kernel does not show this process under its pid: in a nested pid namespace that needs Linux 6.5 or later"
+        "the kernel does not show this process under its pid: in a nested pid namespace that needs Linux 6.5 or a stable release since"
     )]
     NoSelf,
     /// There is no `/proc` that shows the caller.
