@@ -593,3 +593,43 @@ async fn a_thousand_sessions_are_stopped_and_a_released_one_lives_on() {
     played.child.wait().await.unwrap();
     sandbox.close();
 }
+
+#[tokio::test]
+async fn what_a_nested_service_cannot_prove_the_outer_one_cannot_either() {
+    // Books for six: the tool, the actor and four of its children; the others are lost to the inner service.
+    let sandbox = Sandbox::with_capacity(6);
+    let marker = Marker::new();
+    let _cleanup = Cleanup::new(&marker);
+    let mut ready = Ready::new().unwrap();
+    let mut inner = actor("sessions", ["10"], &marker);
+    ready.attach(&mut inner);
+    let service = sandbox.tracker.register("outer").unwrap();
+    let mut command = tokio::process::Command::new(zinit_tests::tool());
+    command
+        .arg("--pins")
+        .arg(sandbox.pins())
+        .args(["run", "--name", "inner", "--grace", "200ms", "--"])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .stderr(Stdio::null());
+    let mut child = sandbox.tracker.spawn(&service, &mut command).unwrap();
+    ready.wait().unwrap();
+    let tool = i32::try_from(child.id().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tool), Signal::SIGTERM).unwrap();
+    child.wait().await.unwrap();
+    assert!(matches!(
+        sandbox.tracker.find("tool/inner"),
+        Err(TrackerError::UnknownService(_))
+    ));
+    let report = stop(&sandbox.tracker, &service, &policy(DEADLINE)).await.unwrap();
+    assert!(!report.proven);
+    assert!(
+        matches!(report.doubts[..], [Doubt::LostOperations { .. }]),
+        "{report:#?}"
+    );
+    assert!(
+        !survivors(&marker).is_empty(),
+        "the books were large enough, so this shows nothing"
+    );
+}
