@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use zinit_tracker::{
-    Config, Pins, Service, StopError, StopPolicy, Tracker, TrackerError, stop,
+    Config, Pins, ProgramLog, Service, StopError, StopPolicy, Tracker, TrackerError, stop,
     tracker::{DEFAULT_PINS, ServiceState},
 };
 
@@ -64,17 +64,21 @@ pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<Ex
     // Before the command exists, so that no signal ends this program and leaves the command alone.
     let mut signals = Signals::listen()?;
     let tracker = Tracker::open(&config(global))?;
+    let mut log = tracker.program_log();
     let result = tokio::select! {
         result = supervise(&tracker, options, &mut signals, report) => result,
-        never = forward_log(&tracker) => match never {},
+        never = forward_log(log.as_mut()) => match never {},
     };
+    if let Some(log) = &mut log {
+        log.flush();
+    }
     close(tracker);
     result
 }
 
 /// Passes on the programs' diagnostics, if there are any to be had. Never returns.
-async fn forward_log(tracker: &Tracker) -> Infallible {
-    match tracker.program_log() {
+async fn forward_log(log: Option<&mut ProgramLog>) -> Infallible {
+    match log {
         None => std::future::pending().await,
         Some(log) => {
             if let Err(error) = log.forward().await {

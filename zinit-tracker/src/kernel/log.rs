@@ -21,15 +21,20 @@ impl ProgramLog {
         EbpfLogger::init(ebpf).map(Self)
     }
 
+    /// Passes on the lines that are there now.
+    pub fn flush(&mut self) {
+        self.0.flush();
+    }
+
     /// Passes every line to this process's logger (the `log` crate), for ever. Must be called within a tokio runtime.
     ///
     /// # Errors
     ///
     /// When the ring buffer cannot be watched.
-    pub async fn forward(mut self) -> io::Result<()> {
+    pub async fn forward(&mut self) -> io::Result<()> {
         let ready = readable(std::os::fd::AsFd::as_fd(&self.0).try_clone_to_owned()?)?;
         loop {
-            self.0.flush();
+            self.flush();
             ready.readable().await?.clear_ready();
         }
     }
