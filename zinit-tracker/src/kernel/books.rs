@@ -46,17 +46,6 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(operation: &'static str)
     }
 }
 
-/// Signs that an event or a record was lost, since the maps were made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Loss {
-    /// Failed inserts, deletes and exit records.
-    pub(crate) failures: u64,
-    /// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough.
-    pub(crate) missed_creations: u64,
-    /// Deaths that `sched_process_exit` did not see; they are made good when the process is reaped.
-    pub(crate) missed_deaths: u64,
-}
-
 /// Programs by use. Those that aya changes on use are behind a lock.
 struct Programs {
     spawn: RawTracePoint,
@@ -387,17 +376,12 @@ impl Kernel {
         self.programs.hooks.iter().map(misses).collect()
     }
 
-    /// Signs of loss so far.
-    pub(crate) fn loss(&self) -> Result<Loss, BooksError> {
-        let stats = self.stats()?;
+    /// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough.
+    pub(crate) fn missed_creations(&self) -> Result<u64, BooksError> {
         let misses = self.misses()?;
         let of = |wanted: &str| misses.iter().find(|(name, _)| *name == wanted).map(|(_, count)| *count);
         let fork = of(program::FORK).unwrap_or(0);
-        Ok(Loss {
-            failures: stats.insert_failures + stats.delete_failures + stats.exit_failures,
-            missed_creations: of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork)),
-            missed_deaths: of(program::EXIT).unwrap_or(0),
-        })
+        Ok(of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork)))
     }
 
     /// Every process that the caller's pid namespace shows, the dead and unreaped included.

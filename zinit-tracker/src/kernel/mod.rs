@@ -13,7 +13,7 @@ mod requirements;
 mod sys;
 
 pub use books::{BooksError, OpenError as KernelError};
-pub(crate) use books::{Gate, Kernel, Loss};
+pub(crate) use books::{Gate, Kernel};
 pub use btf::BtfError;
 pub use events::{EventStream, EventsError};
 pub use load::LoadError;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::{kernel::Loss, tracker::ServiceInfo};
+use crate::tracker::ServiceInfo;
 
 /// A reason why the books may not tell everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,14 +52,19 @@ impl fmt::Display for Doubt {
 }
 
 /// Everything that speaks against the books of one service.
-pub(super) fn doubts(service: &ServiceInfo, loss: Loss, detached: &[&'static str], out_of_sight: bool) -> Vec<Doubt> {
+pub(super) fn doubts(
+    service: &ServiceInfo,
+    missed_creations: u64,
+    detached: &[&'static str],
+    out_of_sight: bool,
+) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     if service.lost > 0 {
         doubts.push(Doubt::LostOperations { count: service.lost });
     }
-    if loss.missed_creations > service.missed_before {
+    if missed_creations > service.missed_before {
         doubts.push(Doubt::MissedCreations {
-            count: loss.missed_creations - service.missed_before,
+            count: missed_creations - service.missed_before,
         });
     }
     if service.adopted {

@@ -530,12 +530,12 @@ impl<'a> Stop<'a> {
     }
 
     fn doubts(&self, complete: bool) -> Result<Vec<Doubt>, StopError> {
-        let loss = self.tracker.loss()?;
+        let missed = self.tracker.missed_creations()?;
         let detached = self.tracker.detached_hooks();
         let mut doubted = Vec::new();
         for kin in &self.family {
             let out_of_sight = self.tracker.is_out_of_sight(&kin.info);
-            for doubt in doubts(&kin.info, loss, &detached, out_of_sight) {
+            for doubt in doubts(&kin.info, missed, &detached, out_of_sight) {
                 if !doubted.contains(&doubt) {
                     doubted.push(doubt);
                 }

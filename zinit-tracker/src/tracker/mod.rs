@@ -23,8 +23,7 @@ use zinit_ebpf::{StateChange, Stats, service_state};
 
 use crate::{
     kernel::{
-        EventStream, EventsError, Gate, Kernel, KernelError, LoadOptions, Loss, PinError, ProgramLog,
-        check_requirements,
+        EventStream, EventsError, Gate, Kernel, KernelError, LoadOptions, PinError, ProgramLog, check_requirements,
     },
     process::{
         Pidfd, PidfdError, ProcessKey,
@@ -241,8 +240,8 @@ impl Tracker {
         self.kernel.take_log()
     }
 
-    pub(crate) fn loss(&self) -> Result<Loss, TrackerError> {
-        Ok(self.kernel.loss()?)
+    pub(crate) fn missed_creations(&self) -> Result<u64, TrackerError> {
+        Ok(self.kernel.missed_creations()?)
     }
 
     pub(crate) fn attach_gate(&self) -> Result<Gate, TrackerError> {

@@ -187,7 +187,7 @@ impl Tracker {
             exits: 0,
             peak: 0,
             lost: 0,
-            missed_before: self.kernel.loss()?.missed_creations,
+            missed_before: self.kernel.missed_creations()?,
             registered_boottime_ns: u64::try_from(Self::now().as_nanos()).unwrap_or(u64::MAX),
             registrant_start_boottime_ns: self.here.key.start_boottime_ns,
             root_start_boottime_ns: 0,
