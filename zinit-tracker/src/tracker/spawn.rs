@@ -33,10 +33,17 @@ impl Tracker {
         self.kernel.request_spawn(service.id.0)?;
         let result = command.spawn();
         let pending = self.kernel.withdraw_spawn();
-        let mut child = result.map_err(|source| TrackerError::Command {
-            program: command_name(command),
-            source,
-        })?;
+        let mut child = match result {
+            Ok(child) => child,
+            Err(source) => {
+                // A request that could not be withdrawn would take this thread's next process.
+                pending?;
+                return Err(TrackerError::Command {
+                    program: command_name(command),
+                    source,
+                });
+            }
+        };
         let recorded = match pending {
             Ok(pending) => self.is_attributed(service, pending, before.lost, child.id()),
             Err(error) => Err(error.into()),
