@@ -64,8 +64,8 @@ pub fn kill(member: &Member) -> io::Result<bool> {
     let pid = Pid::from_raw(member.pid).expect("a pid from /proc is positive");
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        // INVAL: the pid went to a thread in the meantime.
-        Err(Errno::SRCH | Errno::INVAL) => return Ok(false),
+        // INVAL, or on newer kernels NOENT: the pid went to a thread in the meantime.
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
     // The pidfd holds on to one process: if that has the start time of the member, it is the member.

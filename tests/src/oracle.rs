@@ -101,7 +101,8 @@ impl Survivor {
 /// An empty answer is certain if nothing was created during the last scan. If something was, a chain of processes, each of
 /// which forks the next and exits, may have stayed a step ahead of it, as it does nearly always. So the newest processes of
 /// the machine are then looked at, each at its birth, for a fifth of a second, and all is repeated, up to ten times. The
-/// member of such a chain comes last, and may have exited by now. Beside other survivors it may be missing.
+/// member of such a chain that is found so comes last, and may have exited by now; the scan behind it may meet a later
+/// member of the same chain as well. Beside other survivors it may be missing.
 pub fn survivors(marker: &Marker) -> Vec<Survivor> {
     for _ in 0..PURSUITS {
         let before = last_created_pid();

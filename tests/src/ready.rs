@@ -31,7 +31,7 @@ impl Ready {
     pub const ENV: &'static str = "ZINIT_TEST_READY";
 
     /// How long [`Ready::wait`] waits: far more than any actor needs on a slow machine.
-    pub const DEADLINE: Duration = Duration::from_secs(30);
+    pub const DEADLINE: Duration = Duration::from_secs(100);
 
     /// Creates the FIFO in a temporary directory of its own, which goes away with this value.
     ///

@@ -50,7 +50,12 @@ impl TestCgroup {
             let (path, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
             (kind == "cgroup2" && options.split(',').any(|option| option == "rw")).then_some(path)
         });
-        Ok(root.map(|root| Self(Path::new(root).join(name))))
+        Ok(root.map(|root| Self::at(Path::new(root).join(name))))
+    }
+
+    /// A cgroup that does not exist yet at this path.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
     }
 
     /// Where the cgroup is, or will be.

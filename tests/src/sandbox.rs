@@ -2,13 +2,16 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use tokio::process::Child;
-use zinit_tracker::{Config, Pins, Service, StopPolicy, StopReport, Tracker, records::Stats, stop};
+use zinit_tracker::{
+    Config, Level, Pins, Service, StopPolicy, StopReport, Tracker, Tracking, records::Stats, stop, stop::Doubt,
+};
 
 use crate::{Cleanup, Facts, Marker, Ready, actor, members, survivors};
 
@@ -25,7 +28,10 @@ impl PinDir {
     pub fn new() -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        Self(format!("/sys/fs/bpf/zinit-test-{}-{number}", std::process::id()).into())
+        // In a pid namespace of its own another test may have the same pid.
+        let random = RandomState::new().build_hasher().finish() as u32;
+        let name = format!("zinit-test-{}-{number}-{random:08x}", std::process::id());
+        Self(Path::new("/sys/fs/bpf").join(name))
     }
 
     /// Where the directory is, or will be.
@@ -47,7 +53,7 @@ impl Drop for PinDir {
             return;
         }
         // A failed test leaves its pins; a test that passes asserts that there are none.
-        for directory in ["v1/links", "v1/programs", "v1", ""] {
+        for directory in ["v2/links", "v2/programs", "v2", ""] {
             let directory = self.0.join(directory);
             let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
             for entry in entries {
@@ -88,16 +94,32 @@ impl Sandbox {
     /// Loads the programs and pins them in a directory of this test.
     #[must_use]
     pub fn new() -> Self {
-        Self::with_capacity(8192)
+        Self::with(|_| {})
     }
 
     /// As [`Sandbox::new`], with books for so many processes.
     #[must_use]
     pub fn with_capacity(max_processes: u32) -> Self {
+        Self::with(|config| config.max_processes = Some(max_processes))
+    }
+
+    /// As [`Sandbox::new`], with a changed configuration.
+    #[must_use]
+    pub fn with(change: impl FnOnce(&mut Config)) -> Self {
         let pins = PinDir::new();
-        let tracker =
-            Tracker::open(&config(pins.path(), max_processes)).expect("the tests need root and a kernel with BPF");
+        let mut config = config(pins.path());
+        change(&mut config);
+        let tracker = Tracker::open(&config)
+            .unwrap_or_else(|error| panic!("the tests need root and a kernel with BPF: {error} ({error:?})"));
         Self { tracker, pins }
+    }
+
+    /// A tracker at level `procfs`.
+    #[must_use]
+    pub fn procfs() -> Self {
+        let sandbox = Self::with(|config| config.level = Level::Procfs);
+        assert_eq!(sandbox.tracker.tracking(), Tracking::Procfs);
+        sandbox
     }
 
     /// Where the maps are pinned.
@@ -109,12 +131,22 @@ impl Sandbox {
     /// Another client of the same tracker.
     #[must_use]
     pub fn second_client(&self) -> Tracker {
-        Tracker::open(&config(self.pins(), 8192)).expect("what is pinned can be joined")
+        Tracker::open(&config(self.pins())).expect("what is pinned can be joined")
     }
 
     /// Starts an actor as a service, and returns when its processes are all there. The argument `MARKER` stands for the
     /// marker.
     pub fn play<S: AsRef<str>>(&self, behaviour: &str, args: impl IntoIterator<Item = S>) -> Played {
+        self.play_as(behaviour, args, |_| {})
+    }
+
+    /// As [`play`](Self::play), with the actor's command changed by `prepare`.
+    pub fn play_as<S: AsRef<str>>(
+        &self,
+        behaviour: &str,
+        args: impl IntoIterator<Item = S>,
+        prepare: impl FnOnce(&mut std::process::Command),
+    ) -> Played {
         let marker = Marker::new();
         let cleanup = Cleanup::new(&marker);
         let mut ready = Ready::new().expect("a FIFO can be made");
@@ -124,6 +156,7 @@ impl Sandbox {
         });
         let mut command = actor(behaviour, args, &marker);
         ready.attach(&mut command);
+        prepare(&mut command);
         let service = self.tracker.register(behaviour).expect("the name is free");
         let child = self
             .tracker
@@ -171,13 +204,35 @@ impl Sandbox {
 
     /// Stops the service and asserts that the stop is proven and nothing is left.
     pub async fn stop(&self, played: &mut Played, policy: &StopPolicy) -> StopReport {
+        let report = self.stop_anyway(played, policy).await;
+        assert!(report.proven, "{report:#?}");
+        assert_eq!(report.doubts, []);
+        report
+    }
+
+    /// Stops a service of level `procfs` and asserts that nothing is left, and that the report lists what it cannot see, unless
+    /// a cgroup proves that there is nothing to see.
+    pub async fn stop_at_level_procfs(&self, played: &mut Played, policy: &StopPolicy) -> StopReport {
+        let report = self.stop_anyway(played, policy).await;
+        assert_eq!(report.tracking, Tracking::Procfs);
+        assert!(report.fallback_reason.is_some());
+        match &report.doubts[..] {
+            [] => assert!(report.proven, "{report:#?}"),
+            [Doubt::ProcfsTracking { blind_to }] => {
+                assert!(!report.proven && !blind_to.is_empty(), "{report:#?}");
+            }
+            _ => panic!("{report:#?}"),
+        }
+        report
+    }
+
+    /// Stops the service and asserts that nothing is left.
+    async fn stop_anyway(&self, played: &mut Played, policy: &StopPolicy) -> StopReport {
         let report = tokio::time::timeout(DEADLINE, stop(&self.tracker, &played.service, policy))
             .await
             .expect("the stop ends")
             .expect("nobody survives");
         assert_eq!(survivors(&played.marker), [], "{report:#?}");
-        assert!(report.proven, "{report:#?}");
-        assert_eq!(report.doubts, []);
         let info = self.tracker.info(&played.service).expect("it is registered");
         assert_eq!((info.live, info.lost), (0, 0));
         assert_eq!(self.in_map(&played.service), BTreeSet::new());
@@ -206,11 +261,12 @@ impl Default for Sandbox {
     }
 }
 
-fn config(pins: &Path, max_processes: u32) -> Config {
+fn config(pins: &Path) -> Config {
     Config {
         pins: Pins::Shared(pins.to_owned()),
         instance: "test".to_owned(),
-        max_processes: Some(max_processes),
+        max_processes: Some(8192),
+        level: Level::Ebpf,
         ..Config::default()
     }
 }

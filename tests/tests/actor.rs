@@ -394,8 +394,8 @@ fn a_chain_forks_itself_again_and_again_and_is_not_missed() -> Result<()> {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(2) {
         let found = service.survivors();
-        assert_eq!(found.len(), 1, "after {} were seen: {found:?}", seen.len());
-        seen.insert(found[0].pid);
+        assert!(!found.is_empty(), "missed after {} were seen", seen.len());
+        seen.extend(found.iter().map(|survivor| survivor.pid));
     }
     assert!(seen.len() > 3, "the chain stands still at {seen:?}");
     service.end()

@@ -36,6 +36,42 @@ struct CloneArgs {
 
 /// Creates a process with exactly this pid, which lives for a few milliseconds. `None`: the pid is not free.
 fn impostor(pid: u32) -> Option<OwnedFd> {
+    with_pid(pid, || {
+        let pause = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 5_000_000,
+        };
+        // SAFETY: a system call.
+        unsafe { libc::nanosleep(&raw const pause, std::ptr::null_mut()) };
+    })
+}
+
+/// Creates a process with exactly this pid, which has a child and ends with it.
+fn impostor_with_child(pid: u32) -> Option<OwnedFd> {
+    with_pid(pid, || {
+        // SAFETY: a system call without arguments.
+        let child = unsafe { libc::syscall(libc::SYS_fork) };
+        if child == 0 {
+            // SAFETY: system calls only. It ends with its parent, and after two minutes.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            let rest = libc::timespec {
+                tv_sec: 120,
+                tv_nsec: 0,
+            };
+            // SAFETY: as above.
+            unsafe { libc::nanosleep(&raw const rest, std::ptr::null_mut()) };
+        } else {
+            let child = i32::try_from(child).unwrap_or(-1);
+            // SAFETY: as above; the status is not asked for.
+            unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+        }
+    })
+}
+
+/// Creates a process with exactly this pid, which does `main` and ends [`UNHARMED`]. `None`: the pid is not free.
+///
+/// `main` makes system calls only, as the child of a process with threads must.
+fn with_pid(pid: u32, main: impl FnOnce()) -> Option<OwnedFd> {
     let wanted = i32::try_from(pid).unwrap();
     let mut pidfd: i32 = -1;
     let mut args = CloneArgs {
@@ -50,13 +86,8 @@ fn impostor(pid: u32) -> Option<OwnedFd> {
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) };
     match result {
         0 => {
-            let pause = libc::timespec {
-                tv_sec: 0,
-                tv_nsec: 5_000_000,
-            };
-            // SAFETY: system calls only, as the child of a process with threads must.
-            unsafe { libc::nanosleep(&raw const pause, std::ptr::null_mut()) };
-            // SAFETY: as above; no destructor of the parent's runs.
+            main();
+            // SAFETY: no destructor of the parent's runs.
             unsafe { libc::_exit(UNHARMED) }
         }
         // SAFETY: the kernel has stored a descriptor that nobody else owns.
@@ -146,5 +177,42 @@ async fn a_stranger_with_a_members_pid_is_never_hit() {
         strangers >= 50,
         "too few pids were reused to show anything: {strangers}"
     );
+    sandbox.close();
+}
+
+#[tokio::test]
+async fn the_children_of_a_stranger_with_a_dead_members_pid_are_not_taken_for_members() {
+    let sandbox = Sandbox::new();
+    let mut played = sandbox.play("rest", [""; 0]);
+    let pid = played.child.id().unwrap();
+    // The member dies unseen, and its entry stays.
+    for link in std::fs::read_dir(sandbox.pins().join("v2/links")).unwrap() {
+        std::fs::remove_file(link.unwrap().path()).unwrap();
+    }
+    while sandbox.tracker.live(&played.service).unwrap() > 0 && played.child.id().is_some() {
+        played.child.kill().await.unwrap();
+    }
+    if sandbox.tracker.live(&played.service).unwrap() == 0 {
+        println!("SKIPPED: the kernel detached the hooks after the member's death");
+        return sandbox.close();
+    }
+    let stranger = impostor_with_child(pid).expect("the pid is free");
+    let policy = StopPolicy {
+        grace: Duration::ZERO,
+        ..StopPolicy::default()
+    };
+    let report = stop(&sandbox.tracker, &played.service, &policy).await.unwrap();
+    assert!(!report.proven);
+    let ended = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&stranger)),
+        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+    );
+    assert!(ended.unwrap().is_none(), "the stranger's child was hit: {report:#?}");
+    rustix::process::pidfd_send_signal(&stranger, rustix::process::Signal::KILL).unwrap();
+    rustix::process::waitid(
+        rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&stranger)),
+        WaitIdOptions::EXITED,
+    )
+    .unwrap();
     sandbox.close();
 }

@@ -21,7 +21,7 @@ pub use object::{OBJECT, SOURCES};
 pub use record::*;
 
 /// The version of the pinned layout: names, sizes, offsets and meanings of maps and records.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Names of the maps, as pinned and as `bpftool` lists them.
 pub mod map {
@@ -64,6 +64,8 @@ pub mod program {
     pub const FREE: &str = "zinit_free";
     /// `tp_btf/sys_enter`, attached only while a stop needs it: kills members of killing services.
     pub const GATE: &str = "zinit_gate";
+    /// `lsm/task_alloc`, attached likewise where BPF LSM is active: refuses them children.
+    pub const DENY: &str = "zinit_deny";
     /// `raw_tp`, run by a spawner in its own context: the next process of this thread joins a service.
     pub const SPAWN: &str = "zinit_spawn";
     /// `raw_tp`, run on request: sets a service's state.

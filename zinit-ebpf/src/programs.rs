@@ -4,17 +4,19 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_NOEXIST,
     helpers::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_seq_write},
-    macros::btf_tracepoint,
-    programs::{BtfTracePointContext, RawTracePointContext},
+    macros::{btf_tracepoint, lsm},
+    programs::{BtfTracePointContext, LsmContext, RawTracePointContext},
 };
 use aya_log_ebpf::{debug, warn};
 use core::ffi::c_void;
-use zinit_ebpf::{Spawn, StateChange, event_kind, process_flag, service_state};
+use zinit_ebpf::{NO_SERVICE, PROBE_ERRNO, Spawn, StateChange, event_kind, process_flag, service_state};
 
 use crate::{
     books::{self, count},
     task::{Key, Task},
 };
+
+const EAGAIN: i32 = -11;
 
 #[btf_tracepoint(function = "sched_process_fork")]
 fn zinit_fork(ctx: BtfTracePointContext) -> i32 {
@@ -87,7 +89,7 @@ fn pending_spawn(spawner: Task) -> Option<u32> {
     let spawn = unsafe { books::SPAWNS.get(tid) }?;
     let service = spawn.service;
     let stale = spawn.armed_boottime_ns < spawner.start_boottime_ns();
-    (books::disarm(tid) && !stale).then_some(service)
+    (books::disarm(tid) && !stale && service != NO_SERVICE).then_some(service)
 }
 
 #[btf_tracepoint(function = "sched_process_exec")]
@@ -128,23 +130,47 @@ fn zinit_free(ctx: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sys_enter")]
 fn zinit_gate(ctx: BtfTracePointContext) -> i32 {
-    let tgid = ctx.tgid();
+    if is_being_killed(ctx.tgid()) {
+        books::kill_current();
+    }
+    0
+}
+
+/// Refuses members of killing services a child or a thread, and whoever asks to be refused.
+#[lsm(hook = "task_alloc")]
+fn zinit_deny(ctx: LsmContext) -> i32 {
+    let earlier: i32 = ctx.arg(2);
+    if earlier != 0 {
+        return earlier;
+    }
+    if books::any_armed() && is_probing(ctx.pid()) {
+        return -PROBE_ERRNO;
+    }
+    if is_being_killed(ctx.tgid()) { EAGAIN } else { 0 }
+}
+
+/// Whether the running process is a member of a service that is being killed.
+#[inline(always)]
+fn is_being_killed(tgid: u32) -> bool {
     // SAFETY: read before any map operation.
     let Some((service, start)) =
         (unsafe { books::PROCESSES.get(tgid) }).map(|entry| (entry.service, entry.start_boottime_ns))
     else {
-        return 0;
+        return false;
     };
     // Where the running task cannot be had (before 5.11) no exit is ever missed, so the entry is no earlier process's.
     if Task::current().is_some_and(|task| task.key().start_boottime_ns != start) {
-        return 0;
+        return false;
     }
     // SAFETY: as above.
-    let killing = unsafe { books::SERVICES.get(service) }.is_some_and(|books| books.state == service_state::KILLING);
-    if killing {
-        books::kill_current();
-    }
-    0
+    unsafe { books::SERVICES.get(service) }.is_some_and(|books| books.state == service_state::KILLING)
+}
+
+/// Whether the running thread finds out if a refusal takes effect.
+#[inline(always)]
+fn is_probing(tid: u32) -> bool {
+    // SAFETY: read before any map operation.
+    unsafe { books::SPAWNS.get(tid) }.is_some_and(|spawn| spawn.service == NO_SERVICE)
 }
 
 /// Arguments: service id, or 0 to withdraw. Returns 1 if a spawn was pending before, else 0; 2 on failure.
@@ -231,6 +257,11 @@ fn zinit_tasks(ctx: *mut c_void) -> i32 {
     if task.tid() != task.tgid() {
         return 0;
     }
+    // One whose exit no hook saw, and which nobody has reaped yet: whoever lists shall not take it for a living member.
+    // Dead, not dying: the exit hook of one that is dying may be yet to come, and so may its exit status.
+    if task.is_dead() && books::died(task) {
+        count!(healed);
+    }
     let level = task.pid_namespace_level();
     let key = task.key();
     let (_, pid_namespace) = task.number_at(level);
@@ -240,9 +271,13 @@ fn zinit_tasks(ctx: *mut c_void) -> i32 {
         tgid: key.tgid,
         pid,
         parent_tgid: task.real_parent().tgid(),
+        session: task.session(),
+        group: task.group(),
         live_threads: task.live_threads(),
         pid_namespace,
         pid_namespace_level: level,
+        dead: u32::from(task.is_dead()),
+        _pad: 0,
         comm: task.comm(),
     };
     write(meta, &record);
@@ -281,9 +316,10 @@ fn zinit_adopt(ctx: *mut c_void) -> i32 {
     let Some(service) = requested(key).or_else(|| adopting(parent)) else {
         return 0;
     };
-    books::join(service, task, parent, process_flag::ADOPTED, event_kind::ADOPT);
-    // One byte for each attempt: the reader repeats the pass until nothing is written.
-    write(meta, &1_u8);
+    if books::join(service, task, parent, process_flag::ADOPTED, event_kind::ADOPT).is_some() {
+        // One byte for each: the reader repeats the pass until nothing is written.
+        write(meta, &1_u8);
+    }
     // The process may have died since `live_threads` was read, before it had an entry that its exit could delete. An
     // exit that begins after the insert finds the entry.
     if task.live_threads() == 0 {

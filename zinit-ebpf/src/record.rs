@@ -135,7 +135,19 @@ impl StateChange {
 pub mod service_flag {
     /// Members were adopted: what left their tree before that is unknown.
     pub const ADOPTED: u32 = 1;
+    /// Members were released: what else shows signs of the service may have been let go on purpose.
+    pub const RELEASED: u32 = 1 << 1;
+    /// Hooks were found detached while it was registered, and attached again: what happened in between is unknown.
+    pub const UNWATCHED: u32 = 1 << 2;
 }
+
+/// The id that no service has. As that of a pending spawn it asks the gate at `task_alloc` to refuse the thread's next
+/// task, which tells user space whether that gate takes effect.
+pub const NO_SERVICE: u32 = u32::MAX;
+
+/// What such a refusal gives as error, positive: `EUSERS`, which clone(2) gives for nothing else. `EAGAIN`, the error for
+/// members, has many reasons.
+pub const PROBE_ERRNO: i32 = 87;
 
 /// A pending spawn: value of `spawns`, keyed by the thread id of the spawner.
 #[repr(C)]
@@ -299,12 +311,20 @@ pub struct Task {
     pub pid: u32,
     /// tgid of its parent (`real_parent`).
     pub parent_tgid: u32,
+    /// Session id; 0 once the process is being reaped.
+    pub session: u32,
+    /// Process group id; 0 once the process is being reaped.
+    pub group: u32,
     /// Threads that have not exited; 0 for a process that is dead and not yet reaped.
     pub live_threads: u32,
     /// Inode number of the process's own pid namespace.
     pub pid_namespace: u32,
     /// Nesting level of that namespace.
     pub pid_namespace_level: u32,
+    /// 1 if every thread has ended and closed its files, as a readable pidfd says; else 0.
+    pub dead: u32,
+    /// Always 0.
+    pub _pad: u32,
     /// Command name.
     pub comm: [u8; COMM_LEN],
 }
@@ -330,8 +350,8 @@ const _: () = {
     assert!(size_of::<Stats>() == 80);
     assert!(size_of::<Control>() == 8);
     assert!(size_of::<Layout>() == 48);
-    assert!(size_of::<Task>() == 48);
-    assert!(offset_of!(Task, comm) == 32);
+    assert!(size_of::<Task>() == 64);
+    assert!(offset_of!(Task, comm) == 48);
 };
 
 #[cfg(feature = "user")]

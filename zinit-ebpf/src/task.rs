@@ -25,8 +25,10 @@ offsets!(
     TASK_SIGNAL,
     TASK_THREAD_PID,
     TASK_EXIT_CODE,
+    TASK_EXIT_STATE,
     TASK_COMM,
     SIGNAL_LIVE,
+    SIGNAL_NR_THREADS,
     SIGNAL_FLAGS,
     SIGNAL_GROUP_EXIT_CODE,
     SIGNAL_PIDS,
@@ -147,6 +149,17 @@ impl Task {
     pub fn live_threads(self) -> u32 {
         // SAFETY: `signal` outlives its task, also after reaping.
         unsafe { load(self.signal(), SIGNAL_LIVE.load()) }
+    }
+
+    /// Whether the process has ended altogether, for its leader: what makes a pidfd readable (`exit_notify` has passed the
+    /// leader, and no other thread is left).
+    #[inline(always)]
+    pub fn is_dead(self) -> bool {
+        // SAFETY: `self.0` is a task by construction.
+        let exit_state: u32 = unsafe { load(self.0, TASK_EXIT_STATE.load()) };
+        // SAFETY: as above.
+        let threads: u32 = unsafe { load(self.signal(), SIGNAL_NR_THREADS.load()) };
+        exit_state != 0 && threads <= 1
     }
 
     /// Wait status of a dead process.

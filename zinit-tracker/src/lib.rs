@@ -19,18 +19,23 @@
 //! # }
 //! ```
 //!
-//! Linux 5.10 or later with BTF; root, or CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_KILL.
+//! Linux 5.10 or later with BTF; root, or CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_KILL. Where BPF cannot be had, the
+//! same works by looking at `/proc`, as well as that goes ([`Level`]); [`Tracker::tracking`] and every report say so.
 
+mod fallback;
 mod kernel;
 pub mod process;
+pub mod rpc;
 pub mod stop;
+pub mod supervisor;
 pub mod tracker;
 mod units;
 
+pub use fallback::{Blindness, ProcfsError};
 pub use kernel::{
-    BooksError, BtfError, Capability, EventStream, EventsError, KernelError, LoadError, PinError, ProgramLog,
-    Requirement, RequirementError, requirements,
+    BooksError, BtfError, Capability, EventStream, EventsError, GateKind, KernelError, LoadError, PinError, ProgramLog,
+    Requirement, RequirementError, can_pin, requirements,
 };
 pub use stop::{StopError, StopPolicy, StopReport, stop};
-pub use tracker::{Config, Member, Pins, Service, ServiceId, ServiceInfo, Tracker, TrackerError, Tracking};
+pub use tracker::{Config, Level, Member, Pins, Service, ServiceId, ServiceInfo, Tracker, TrackerError, Tracking};
 pub use zinit_ebpf as records;

@@ -13,6 +13,8 @@ use super::{Global, close, output, parse};
 /// is unknown, so an adopted service is never proven. Processes that share a session or group with the members but do not
 /// descend from them are listed as suspects.
 #[derive(Args)]
+#[command(after_help = "Example: zinit-tracker attach --name legacy 4711\n\n\
+    Exit status: 0 if the process and its descendants are tracked now, 1 if not.")]
 pub(super) struct Options {
     /// The process at the top of the tree
     #[arg(value_parser = parse::pid)]
@@ -26,7 +28,7 @@ pub(super) struct Options {
 }
 
 pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
-    let tracker = Tracker::open(&global.config())?;
+    let tracker = Tracker::open(&global.lasting_config()?)?;
     let result = attach(&tracker, options);
     // Does nothing if the service is there.
     close(tracker);

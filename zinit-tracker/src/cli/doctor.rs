@@ -4,14 +4,23 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
-use zinit_tracker::{Tracker, Tracking, requirements};
+use zinit_tracker::{Level, Tracker, Tracking, requirements};
 
-use super::{Global, output};
+use super::{
+    Global, Wanted, output,
+    promises::{Promise, promises, tried},
+};
 
-/// Show whether exact tracking works here, and how a loaded tracker fares.
+/// The requirement of every level, as the library names it.
+const PROC: &str = "/proc";
+
+/// Show how well descendants can be tracked here, and how a loaded tracker fares.
 ///
-/// Exit status: 0 if every requirement is met, else 1. Loads nothing.
+/// Tries it: loads the programs for a moment, for itself alone, and stops a small service. Nothing is left of that.
+///
+/// Exit status: 0 if every requirement is met and services are tracked exactly, else 1.
 #[derive(Args)]
+#[command(after_help = "Example: zinit-tracker doctor")]
 pub(super) struct Options {
     /// Print JSON
     #[arg(long)]
@@ -20,9 +29,13 @@ pub(super) struct Options {
 
 #[derive(Serialize)]
 struct Report {
-    /// What services get here; none if a requirement is not met.
+    /// The level that `run` gets here; none if it refuses to start.
     tracking: Option<Tracking>,
+    /// Why it is not the exact one.
+    reason: Option<String>,
     requirements: Vec<Line>,
+    /// None if no service could be tried.
+    promises: Vec<Promise>,
     loaded: Option<Loaded>,
 }
 
@@ -58,7 +71,7 @@ struct Counters {
     kills: u64,
 }
 
-pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
     let requirements: Vec<_> = requirements()
         .into_iter()
         .map(|requirement| Line {
@@ -68,14 +81,32 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
         })
         .collect();
     let met = requirements.iter().all(|line| line.met);
-    let tracker = if met { global.existing()? } else { None };
+    let (mut tracking, mut reason) = level(global, &requirements);
+    let mut promised = Vec::new();
+    if let Some(level) = tracking {
+        match trial(global, level).await {
+            Ok((seen, promises, why)) => {
+                tracking = Some(seen);
+                reason = reason.or(why);
+                promised = promises;
+            }
+            Err(error) => {
+                tracking = None;
+                reason = Some(format!("{error:#}"));
+            }
+        }
+    }
+    let exact = tracking == Some(Tracking::Ebpf);
+    let tracker = if exact { global.existing()? } else { None };
     let loaded = tracker.as_ref().map(loaded).transpose()?;
     if let Some(tracker) = tracker {
         super::close(tracker);
     }
     let report = Report {
-        tracking: met.then_some(Tracking::Ebpf),
+        tracking,
+        reason,
         requirements,
+        promises: promised,
         loaded,
     };
     if options.json {
@@ -83,7 +114,46 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     } else {
         output::print(&text(&report, global))?;
     }
-    Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if met && exact {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Tries the level that is expected here, and where the kernel refuses the programs, the other one if that may be used.
+async fn trial(global: &Global, expected: Tracking) -> anyhow::Result<(Tracking, Vec<Promise>, Option<String>)> {
+    let level = match expected {
+        Tracking::Ebpf => Level::Ebpf,
+        Tracking::Procfs => Level::Procfs,
+    };
+    match tried(level).await {
+        Ok(trial) => Ok((expected, promises(&trial, &global.pins), None)),
+        Err(error) if expected == Tracking::Ebpf && global.tracking == Wanted::Auto => {
+            let trial = tried(Level::Procfs).await?;
+            Ok((
+                Tracking::Procfs,
+                promises(&trial, &global.pins),
+                Some(format!("{error:#}")),
+            ))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The level that `run` gets here, and why not the exact one.
+fn level(global: &Global, requirements: &[Line]) -> (Option<Tracking>, Option<String>) {
+    let unmet = requirements.iter().find(|line| !line.met);
+    let reason = unmet.map(|line| line.detail.clone());
+    // What no level can do without.
+    let no_proc = requirements.iter().any(|line| line.name == PROC && !line.met);
+    match (global.tracking, &reason) {
+        _ if no_proc => (None, reason),
+        (Wanted::Procfs, _) => (Some(Tracking::Procfs), Some("it was asked for".to_owned())),
+        (_, None) => (Some(Tracking::Ebpf), None),
+        (Wanted::Auto, Some(_)) => (Some(Tracking::Procfs), reason),
+        (Wanted::Ebpf, Some(_)) => (None, reason),
+    }
 }
 
 fn loaded(tracker: &Tracker) -> anyhow::Result<Loaded> {
@@ -111,13 +181,25 @@ fn loaded(tracker: &Tracker) -> anyhow::Result<Loaded> {
 }
 
 fn text(report: &Report, global: &Global) -> String {
+    let reason = report.reason.as_deref().unwrap_or_default();
     let mut text = match report.tracking {
         Some(Tracking::Ebpf) => "tracking: ebpf (exact)\n".to_owned(),
-        None => "tracking: none, a requirement is not met\n".to_owned(),
+        Some(Tracking::Procfs) => format!("tracking: procfs (processes can be missed): {reason}\n"),
+        None => format!("tracking: none: {reason}\n"),
     };
     for line in &report.requirements {
         let mark = if line.met { "ok " } else { "NO " };
         text.push_str(&format!("  {mark} {:<13} {}\n", line.name, line.detail));
+    }
+    if !report.promises.is_empty() {
+        text.push_str("promises:\n");
+    }
+    report
+        .promises
+        .iter()
+        .for_each(|promise| text.push_str(&promise.line()));
+    if report.tracking != Some(Tracking::Ebpf) {
+        return text;
     }
     let Some(loaded) = &report.loaded else {
         text.push_str(&format!(

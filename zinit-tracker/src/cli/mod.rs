@@ -1,9 +1,17 @@
 //! The command line: one file a subcommand. Parses, calls the library, prints.
 
 mod attach;
+mod clock;
+mod completions;
 mod doctor;
+mod escapes;
+mod events;
+mod history;
+mod listing;
 mod output;
 mod parse;
+mod print;
+mod promises;
 mod ps;
 mod release;
 mod run;
@@ -11,13 +19,14 @@ mod signals;
 mod stop;
 mod tree;
 mod unload;
+mod why;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
-use zinit_tracker::{Config, Pins, Tracker, tracker::DEFAULT_PINS};
+use zinit_tracker::{Config, Level, Pins, Tracker, TrackerError, tracker::DEFAULT_PINS};
 
 /// Status when this program itself fails while it runs a command, as env(1) and timeout(1) use it.
 const FAILED_RUN: u8 = 125;
@@ -31,7 +40,12 @@ const FAILED_RUN: u8 = 125;
     name = "zinit-tracker",
     version,
     propagate_version = true,
-    arg_required_else_help = true
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+        zinit-tracker run -- make test\n  \
+        zinit-tracker why 4711\n  \
+        zinit-tracker stop --grace 5s web\n\n\
+        Exit status: 0, 1 if it failed, 2 if the arguments are no good; `run`, `stop` and `doctor` have more to say, see their help."
 )]
 struct Cli {
     #[command(flatten)]
@@ -46,9 +60,30 @@ struct Global {
     /// Pin maps and programs in DIR, on a bpf file system; trackers in different directories know nothing of each other
     #[arg(long, global = true, value_name = "DIR", env = "ZINIT_TRACKER_PINS", default_value = DEFAULT_PINS)]
     pins: PathBuf,
+    /// How well descendants must be known
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "ZINIT_TRACKER_TRACKING",
+        value_enum,
+        default_value = "auto"
+    )]
+    tracking: Wanted,
     /// Say more on stderr; twice for the diagnostics of the eBPF programs too (RUST_LOG overrides)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+}
+
+/// How well descendants must be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Wanted {
+    /// Exactly if that is possible here, else by looking at /proc, and a warning says why
+    Auto,
+    /// Exactly, or not at all
+    Ebpf,
+    /// By looking at /proc: only the `run` itself knows its service, and processes can be missed
+    Procfs,
 }
 
 #[derive(Subcommand)]
@@ -56,25 +91,48 @@ enum Command {
     Run(run::Options),
     Ps(ps::Options),
     Tree(tree::Options),
+    Why(why::Options),
+    Escapes(escapes::Options),
+    Events(events::Options),
+    History(history::Options),
     Attach(attach::Options),
     Stop(stop::Options),
     Release(release::Options),
     Doctor(doctor::Options),
     Unload(unload::Options),
+    Completions(completions::Options),
 }
 
 impl Global {
     fn config(&self) -> Config {
         Config {
+            level: match self.tracking {
+                Wanted::Auto => Level::Auto,
+                Wanted::Ebpf => Level::Ebpf,
+                Wanted::Procfs => Level::Procfs,
+            },
             pins: Pins::Shared(self.pins.clone()),
             program_log: (self.verbose > 1).then_some(aya_log::Level::Debug),
             ..Config::default()
         }
     }
 
+    /// As [`Global::config`], for books that outlive this command: only the kernel keeps such.
+    fn lasting_config(&self) -> anyhow::Result<Config> {
+        match self.config() {
+            Config {
+                level: Level::Procfs, ..
+            } => Err(TrackerError::NotShared.into()),
+            config => Ok(Config {
+                level: Level::Ebpf,
+                ..config
+            }),
+        }
+    }
+
     /// The tracker that is pinned, for subcommands that only look or stop; they load nothing.
     fn existing(&self) -> anyhow::Result<Option<Tracker>> {
-        Ok(Tracker::open_existing(&self.config())?)
+        Ok(Tracker::open_existing(&self.lasting_config()?)?)
     }
 
     fn existing_or_fail(&self) -> anyhow::Result<Tracker> {
@@ -126,10 +184,15 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Stop(options) => runtime()?.block_on(stop::run(global, options)),
         Command::Ps(options) => ps::run(global, options),
         Command::Tree(options) => tree::run(global, options),
+        Command::Why(options) => why::run(global, options),
+        Command::Escapes(options) => escapes::run(global, options),
+        Command::Events(options) => runtime()?.block_on(events::run(global, options)),
+        Command::History(options) => history::run(global, options),
         Command::Attach(options) => attach::run(global, options),
         Command::Release(options) => release::run(global, options),
-        Command::Doctor(options) => doctor::run(global, options),
+        Command::Doctor(options) => runtime()?.block_on(doctor::run(global, options)),
         Command::Unload(options) => unload::run(global, options),
+        Command::Completions(options) => completions::run(options),
     }
 }
 

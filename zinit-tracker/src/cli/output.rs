@@ -10,37 +10,14 @@ use std::{
 use anyhow::Context as _;
 use serde::Serialize;
 use zinit_tracker::{
-    Member, StopReport,
+    Member, StopReport, Tracking,
     stop::{StoppedProcess, Survivor},
 };
 
+pub(super) use super::print::{failure, is_read, note, print, print_json};
+
 /// How many processes a report for people names.
 const MOST_LINES: usize = 20;
-
-/// One line on stderr, with the program's name. If stderr is gone, nobody can be told.
-pub(super) fn note(text: &str) {
-    let line = format!("zinit-tracker: {text}\n");
-    drop(io::stderr().write_all(line.as_bytes()));
-}
-
-/// One line on stderr for an error and its causes; of causes with many lines, such as a verifier's log, the first.
-pub(super) fn failure(error: &anyhow::Error) {
-    let lines = error.chain().map(ToString::to_string);
-    let lines: Vec<_> = lines
-        .filter_map(|text| text.lines().next().map(ToOwned::to_owned))
-        .collect();
-    note(&lines.join(": "));
-    tracing::info!("{error:?}");
-}
-
-/// Writes text to stdout. A reader that has gone is no error.
-pub(super) fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("failed to write to stdout"),
-        _ => Ok(()),
-    }
-}
 
 /// Text that a process chose itself, such as its name, without the characters that command a terminal.
 pub(super) fn plain(text: &str) -> String {
@@ -52,13 +29,6 @@ pub(super) fn plain(text: &str) -> String {
         }
     };
     text.chars().map(plain).collect()
-}
-
-/// Writes a value to stdout as JSON.
-pub(super) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value)?;
-    text.push('\n');
-    print(&text)
 }
 
 /// Where a report goes: opened before anything starts, so that a report that cannot be written stops nothing half way.
@@ -157,16 +127,28 @@ pub(super) fn report(report: &StopReport) {
     if report.survivors.len() > MOST_LINES {
         note(&format!("  … and {} more survive", report.survivors.len() - MOST_LINES));
     }
+    for suspect in report.suspects.iter().take(MOST_LINES) {
+        note(&format!(
+            "  {:>7}  {:<15}  not signalled, though it shares its {} with the service",
+            suspect.pid,
+            plain(&suspect.comm),
+            suspect.shares
+        ));
+    }
     note(&summary(report));
 }
 
 fn process_line(process: &StoppedProcess) -> String {
     let mut line = format!("  {:>7}  {:<15}", process.pid, plain(&process.comm));
+    if let Some(sign) = process.sign {
+        line.push_str(&format!("  (found by its {})", sign.name()));
+    }
     for sent in &process.signals {
         line.push_str(&format!("  {} after {}", sent.signal, human(sent.after)));
     }
     match (process.fate, process.ended_after) {
         (Some(fate), Some(after)) => line.push_str(&format!("  → {fate} after {}", human(after))),
+        (None, Some(after)) => line.push_str(&format!("  → ended within {}, nobody saw how", human(after))),
         _ => line.push_str("  → no exit record"),
     }
     line
@@ -177,21 +159,24 @@ fn survivor_line(survivor: &Survivor) -> String {
         "  {:>7}  {:<15}  survives: {}",
         survivor.pid,
         plain(&survivor.comm),
-        survivor.cause
+        plain(&survivor.cause.to_string())
     )
 }
 
 fn summary(report: &StopReport) -> String {
     let service = &report.service;
     let elapsed = human(report.elapsed);
-    let ended = report.processes.len() - report.survivors.len().min(report.processes.len());
+    let survives = |key| report.survivors.iter().any(|survivor| survivor.key == key);
+    let ended = report.processes.iter().filter(|process| !survives(process.key)).count();
+    let rounds = counted(report.kill_rounds as usize, "kill round", "kill rounds");
     let how = match (report.kill_rounds, report.gate) {
         (0, _) => String::new(),
-        (rounds, false) => format!(", {}", counted(rounds as usize, "kill round", "kill rounds")),
-        (rounds, true) => format!(
-            ", {}, with the system-call gate",
-            counted(rounds as usize, "kill round", "kill rounds")
-        ),
+        (_, None) => format!(", {rounds}"),
+        (_, Some(gate)) => format!(", {rounds}, with the gate at {}", gate.kind),
+    };
+    let how = match report.tracking {
+        Tracking::Ebpf => how,
+        Tracking::Procfs => how + ", level procfs",
     };
     let ended = counted(ended, "process", "processes");
     if !report.survivors.is_empty() {

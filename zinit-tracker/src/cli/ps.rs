@@ -1,25 +1,54 @@
 //! `zinit-tracker ps`: services and their processes.
 
-use std::process::ExitCode;
+use std::{cmp::Reverse, collections::HashMap, process::ExitCode, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use nix::unistd::{Uid, User};
 use serde::Serialize;
-use zinit_tracker::{Member, ServiceInfo, Tracker};
+use zinit_tracker::{Member, ServiceInfo, Tracker, tracker::MemberUsage};
 
-use super::{Global, output};
+use super::{Global, clock, listing::listed, output};
 
 /// List services and their processes, as the kernel knows them.
 ///
 /// PPID is the process that created it, which getppid() may not say any more; SESSION and GROUP are those it was created
-/// with.
+/// with. USER, CPU, MEMORY and STATE are what /proc shows, each read at its own moment: the user that it acts as, processor time
+/// since its start, resident memory, and the state as proc_pid_stat(5) has it; `?` if it has ended meanwhile.
 #[derive(Args)]
-#[group(id = "listing")]
+#[command(after_help = "\
+Examples:
+  zinit-tracker ps --json
+  zinit-tracker ps --columns service,pid,cpu,memory,command --sort memory
+
+Exit status: 0, or 1 if it failed.")]
 pub(super) struct Options {
     /// Only this service: NAME or INSTANCE/NAME
     name: Option<String>,
-    /// Print JSON
+    /// What to show of each process; with `service` among it, all services are one table
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "COLUMN,…",
+          default_values = ["pid", "ppid", "session", "group", "command"])]
+    columns: Vec<Column>,
+    /// Sort the processes of each service by it: age, cpu and memory the largest first; else the oldest member is first
+    #[arg(long, value_enum, value_name = "COLUMN")]
+    sort: Option<Column>,
+    /// Print JSON; with `usage` of each process if --columns or --sort name user, cpu, memory or state
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Column {
+    Pid,
+    Ppid,
+    Service,
+    Session,
+    Group,
+    User,
+    Age,
+    Cpu,
+    Memory,
+    State,
+    Command,
 }
 
 /// A service with its members, as JSON shows it.
@@ -27,16 +56,50 @@ pub(super) struct Options {
 struct Listed {
     #[serde(flatten)]
     info: ServiceInfo,
-    processes: Vec<Member>,
+    processes: Vec<Process>,
+}
+
+#[derive(Serialize)]
+struct Process {
+    #[serde(flatten)]
+    member: Member,
+    #[serde(skip)]
+    service: String,
+    /// None if it was not asked for, or the process has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+#[derive(Serialize)]
+struct Usage {
+    uid: u32,
+    user: String,
+    state: char,
+    cpu_ns: u64,
+    memory_bytes: u64,
 }
 
 pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
-    show(global, options, output::members)
-}
-
-/// Prints the services that were asked for, each with its members drawn as `draw` does.
-pub(super) fn show(global: &Global, options: &Options, draw: fn(&[Member]) -> String) -> anyhow::Result<ExitCode> {
-    let services = listed(global, options.name.as_deref())?;
+    let used = |column: &Column| matches!(column, Column::User | Column::Cpu | Column::Memory | Column::State);
+    let usage = options.columns.iter().chain(&options.sort).any(used);
+    let mut services = listed(global, options.name.as_deref(), |tracker, info| {
+        let service = format!("{}/{}", info.instance, info.name);
+        let mut processes = Vec::new();
+        for member in tracker.processes(&info.handle())? {
+            let usage = if usage { tracker.usage(&member)? } else { None };
+            processes.push(Process {
+                member,
+                service: service.clone(),
+                usage: usage.map(Usage::from),
+            });
+        }
+        Ok(Listed { info, processes })
+    })?;
+    if let Some(column) = options.sort {
+        services
+            .iter_mut()
+            .for_each(|service| sort(&mut service.processes, column));
+    }
     if options.json {
         output::print_json(&services)?;
         return Ok(ExitCode::SUCCESS);
@@ -44,42 +107,128 @@ pub(super) fn show(global: &Global, options: &Options, draw: fn(&[Member]) -> St
     if services.is_empty() {
         output::note("no service is registered");
     }
-    let drawn = services
-        .iter()
-        .map(|service| headline(&service.info) + &draw(&service.processes));
-    output::print(&drawn.collect::<String>())?;
+    let text = if options.columns.contains(&Column::Service) {
+        let mut processes: Vec<_> = services.into_iter().flat_map(|service| service.processes).collect();
+        if let Some(column) = options.sort {
+            sort(&mut processes, column);
+        }
+        table(&processes, &options.columns)
+    } else {
+        let drawn = services
+            .iter()
+            .map(|service| headline(&service.info) + &table(&service.processes, &options.columns));
+        drawn.collect()
+    };
+    output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The services that were asked for, with their members. Where nothing is pinned there are none.
-fn listed(global: &Global, name: Option<&str>) -> anyhow::Result<Vec<Listed>> {
-    let Some(tracker) = (match name {
-        None => global.existing()?,
-        Some(_) => Some(global.existing_or_fail()?),
-    }) else {
-        return Ok(Vec::new());
-    };
-    let services = match name {
-        Some(name) => vec![tracker.find(name)?],
-        None => tracker.services()?,
-    };
-    let listed = with_members(&tracker, services);
-    super::close(tracker);
-    listed
+impl From<MemberUsage> for Usage {
+    fn from(usage: MemberUsage) -> Self {
+        let user = User::from_uid(Uid::from_raw(usage.uid)).ok().flatten();
+        Self {
+            uid: usage.uid,
+            user: user.map_or(usage.uid.to_string(), |user| user.name),
+            state: usage.state,
+            cpu_ns: clock::nanoseconds(usage.cpu),
+            memory_bytes: usage.memory,
+        }
+    }
 }
 
-fn with_members(tracker: &Tracker, services: Vec<ServiceInfo>) -> anyhow::Result<Vec<Listed>> {
-    services
-        .into_iter()
-        .map(|info| {
-            let processes = tracker.processes(&info.handle())?;
-            Ok(Listed { info, processes })
-        })
-        .collect()
+fn sort(processes: &mut [Process], column: Column) {
+    let usage = |process: &Process, of: fn(&Usage) -> u64| Reverse(process.usage.as_ref().map(of));
+    match column {
+        Column::Pid => processes.sort_by_key(|process| process.member.pid),
+        Column::Ppid => processes.sort_by_key(|process| process.member.parent.tgid),
+        Column::Service => processes.sort_by_key(|process| process.service.clone()),
+        Column::Session => processes.sort_by_key(|process| process.member.session),
+        Column::Group => processes.sort_by_key(|process| process.member.group),
+        Column::User => processes.sort_by_key(|process| process.usage.as_ref().map(|usage| usage.user.clone())),
+        Column::Age => processes.sort_by_key(|process| process.member.key.started()),
+        Column::Cpu => processes.sort_by_key(|process| usage(process, |usage| usage.cpu_ns)),
+        Column::Memory => processes.sort_by_key(|process| usage(process, |usage| usage.memory_bytes)),
+        Column::State => processes.sort_by_key(|process| process.usage.as_ref().map(|usage| usage.state)),
+        Column::Command => processes.sort_by_key(|process| process.member.comm.clone()),
+    }
+}
+
+impl Column {
+    fn is_text(self) -> bool {
+        matches!(self, Self::Service | Self::User | Self::State | Self::Command)
+    }
+
+    fn title(self) -> String {
+        format!("{self:?}").to_uppercase()
+    }
+
+    fn value(self, process: &Process) -> String {
+        let member = &process.member;
+        let usage = |of: &dyn Fn(&Usage) -> String| process.usage.as_ref().map_or("?".to_owned(), of);
+        match self {
+            Self::Pid => member.pid.to_string(),
+            Self::Ppid => member.parent.tgid.to_string(),
+            Self::Service => output::plain(&process.service),
+            Self::Session => member.session.to_string(),
+            Self::Group => member.group.to_string(),
+            Self::User => usage(&|usage| output::plain(&usage.user)),
+            Self::Age => coarse(Tracker::now().saturating_sub(member.key.started())),
+            Self::Cpu => usage(&|usage| format!("{:.2} s", Duration::from_nanos(usage.cpu_ns).as_secs_f64())),
+            Self::Memory => usage(&|usage| format!("{:.1} MiB", usage.memory_bytes as f64 / 1_048_576.0)),
+            Self::State => usage(&|usage| usage.state.to_string()),
+            Self::Command => output::plain(&member.comm),
+        }
+    }
+}
+
+/// An age in whole seconds, its two largest units.
+fn coarse(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, _, _) => format!("{hours}h{minutes:02}m"),
+        _ => format!("{days}d{hours:02}h"),
+    }
+}
+
+/// A column is as wide as what is in it, a number at least as wide as a pid.
+fn table(processes: &[Process], columns: &[Column]) -> String {
+    let mut lines: Vec<Vec<String>> = vec![columns.iter().map(|column| column.title()).collect()];
+    lines.extend(
+        processes
+            .iter()
+            .map(|process| columns.iter().map(|column| column.value(process)).collect()),
+    );
+    let mut widths: HashMap<usize, usize> = HashMap::new();
+    for line in &lines {
+        for (index, value) in line.iter().enumerate() {
+            let least = if columns[index].is_text() { 0 } else { 7 };
+            let width = widths.entry(index).or_insert(least);
+            *width = (*width).max(value.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for line in lines {
+        let mut row = String::new();
+        for (index, value) in line.iter().enumerate() {
+            let width = widths.get(&index).copied().unwrap_or(0);
+            match (index, columns[index].is_text()) {
+                (0, true) => row.push_str(&format!("{value:<width$}")),
+                (0, false) => row.push_str(&format!("{value:>width$}")),
+                (_, true) => row.push_str(&format!("  {value:<width$}")),
+                (_, false) => row.push_str(&format!(" {value:>width$}")),
+            }
+        }
+        text.push_str(row.trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// One line on a service.
-fn headline(info: &ServiceInfo) -> String {
+pub(super) fn headline(info: &ServiceInfo) -> String {
     let state = match info.state {
         zinit_tracker::tracker::ServiceState::Up => "up",
         zinit_tracker::tracker::ServiceState::Stopping => "stopping",

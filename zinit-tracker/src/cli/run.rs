@@ -17,7 +17,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use zinit_tracker::{
-    Config, Pins, ProgramLog, Service, StopError, StopPolicy, Tracker, TrackerError, stop,
+    Config, Pins, ProgramLog, Service, StopError, StopPolicy, Tracker, TrackerError,
+    process::{Launch, LaunchError, Launched, Matched},
+    stop,
     tracker::{DEFAULT_PINS, ServiceState},
 };
 
@@ -25,6 +27,11 @@ use super::{
     FAILED_RUN, Global, close, output, parse,
     signals::{Received, Signals},
 };
+
+/// Exit status if the command was not found, as shells have it.
+const NOT_FOUND: u8 = 127;
+/// Exit status if the command could not be executed.
+const NOT_EXECUTABLE: u8 = 126;
 
 /// Run a command as a service, and stop everything that is left of it when it ends.
 ///
@@ -36,6 +43,7 @@ use super::{
 /// Exit status: the command's; 128+N if signal N killed it; 127 if it was not found, 126 if it could not be executed;
 /// 125 if this program failed or something survived.
 #[derive(Args)]
+#[command(after_help = "Example: zinit-tracker run --grace 5s --report /tmp/report.json -- make test")]
 pub(super) struct Options {
     /// Name of the service [default: the command's name and this process's pid]
     #[arg(long)]
@@ -91,7 +99,10 @@ async fn forward_log(log: Option<&mut ProgramLog>) -> Infallible {
 
 /// The usual directory may be replaced by a private one; a directory that was asked for may not.
 fn config(global: &Global) -> Config {
-    let mut config = global.config();
+    let mut config = Config {
+        sole_parent: true,
+        ..global.config()
+    };
     if global.pins == Path::new(DEFAULT_PINS) {
         config.pins = Pins::SharedOrPrivate(global.pins.clone());
     }
@@ -111,15 +122,14 @@ async fn supervise(
         .ok_or_else(|| anyhow::anyhow!("no command is given"))?;
     let mut command = Command::new(program);
     command.args(arguments);
-    let mut child = match tracker.spawn(&service, &mut command) {
-        Ok(child) => child,
+    let (mut child, mut execution) = match tracker.launch(&service, &mut command, &Launch::default()) {
+        Ok(launched) => launched,
         Err(error) => {
-            let status = start_failure(&error);
-            output::failure(&error.into());
-            // The child that failed to execute may still be exiting.
-            stop(tracker, &service, &StopPolicy::default()).await?;
-            tracker.unregister(&service)?;
-            return Ok(ExitCode::from(status));
+            let status = match error {
+                TrackerError::Command { .. } => NOT_EXECUTABLE,
+                _ => FAILED_RUN,
+            };
+            return not_started(tracker, &service, error.into(), status).await;
         }
     };
     let asked = match until_stop_is_due(tracker, &service, &mut child, signals, options.grace).await {
@@ -131,6 +141,12 @@ async fn supervise(
             return Err(error);
         }
     };
+    if asked.is_none()
+        && let Launched::Failed(error) = execution.outcome().await
+    {
+        let status = start_failure(&error);
+        return not_started(tracker, &service, error.into(), status).await;
+    }
     let policy = StopPolicy {
         signal: options
             .signal
@@ -166,6 +182,20 @@ async fn supervise(
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Ends a service whose command does not run.
+async fn not_started(
+    tracker: &Tracker,
+    service: &Service,
+    error: anyhow::Error,
+    status: u8,
+) -> anyhow::Result<ExitCode> {
+    output::failure(&error);
+    // The child that failed to execute may still be exiting.
+    stop(tracker, service, &StopPolicy::default()).await?;
+    tracker.unregister(service)?;
+    Ok(ExitCode::from(status))
 }
 
 /// Waits until the command has ended or a stop is asked for, and then for other stops.
@@ -226,11 +256,11 @@ fn register(tracker: &Tracker, options: &Options) -> anyhow::Result<Service> {
 }
 
 /// The status that shells give for a command that could not be started.
-fn start_failure(error: &TrackerError) -> u8 {
+fn start_failure(error: &LaunchError) -> u8 {
     match error {
-        TrackerError::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
-        TrackerError::Command { .. } => 126,
-        _ => FAILED_RUN,
+        LaunchError::Execute { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
+        LaunchError::Execute { .. } => NOT_EXECUTABLE,
+        LaunchError::Prepare { .. } | LaunchError::Enter { .. } => FAILED_RUN,
     }
 }
 
@@ -283,12 +313,10 @@ async fn until_asked(child: &mut Child, signals: &mut Signals, grace: Duration) 
     }
 }
 
-/// Sends a signal to the command's main process. It is our child and not reaped, so the pid is certainly its.
+/// Sends a signal to the command's main process.
 fn pass_on(child: &Child, signal: Signal) -> anyhow::Result<()> {
-    if let Some(pid) = child.id()
-        && let Some(pidfd) = zinit_tracker::process::Pidfd::open(pid)?
-    {
-        pidfd.signal(signal)?;
+    if let Some(child) = Matched::child(child)? {
+        child.signal(signal)?;
     }
     Ok(())
 }

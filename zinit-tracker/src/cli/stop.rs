@@ -15,12 +15,16 @@ use super::{Global, close, output, parse};
 ///
 /// Exit status: 0 if the service is down, 1 if it is not or something failed, 3 if it is empty but that is not proven.
 #[derive(Args)]
+#[command(after_help = "Example: zinit-tracker stop web")]
 pub(super) struct Options {
     /// The service: NAME or INSTANCE/NAME
     name: String,
     /// How long members may take to end after the stop signal, before SIGKILL
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
     grace: Duration,
+    /// How long killed members may take to die before they are named as survivors
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse::duration)]
+    kill_timeout: Duration,
     /// Stop signal
     #[arg(long, default_value = "TERM", value_parser = parse::signal)]
     signal: Signal,
@@ -73,6 +77,7 @@ async fn stop(tracker: &Tracker, info: &ServiceInfo, options: &Options) -> anyho
         signal: options.signal,
         target: if options.main { Target::Main } else { Target::All },
         grace: options.grace,
+        kill_timeout: options.kill_timeout,
         ..StopPolicy::default()
     };
     let service = info.handle();

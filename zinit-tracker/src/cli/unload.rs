@@ -11,6 +11,8 @@ use super::{Global, output};
 /// Services without processes are forgotten. Fails, and changes nothing, if a service has processes or another process
 /// uses the tracker.
 #[derive(Args)]
+#[command(after_help = "Example: zinit-tracker unload\n\n\
+    Exit status: 0 if nothing is loaded any more, 1 if something is.")]
 pub(super) struct Options {}
 
 pub(super) fn run(global: &Global, _options: &Options) -> anyhow::Result<ExitCode> {

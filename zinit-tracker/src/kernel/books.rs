@@ -11,19 +11,18 @@ use std::{
 use aya::{
     Ebpf, RawTracePointRunOptions, TestRun as _,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{
-        BtfTracePoint, Iter, RawTracePoint,
-        links::{FdLink, PinnedLink},
-        tp_btf::BtfTracePointLink,
-    },
+    programs::{BtfTracePoint, Iter, RawTracePoint},
 };
 use zinit_ebpf::{
     Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, Task, map, program,
+    service_flag,
 };
 
 use super::{
     events::{EventStream, EventsError},
-    load::{self, HOOKS, LoadError, LoadOptions},
+    gate::Gates,
+    hooks::{self, HOOKS, Hooks},
+    load::{self, LoadError, LoadOptions},
     log::ProgramLog,
     pins::{Guard, PinDirectory, PinError},
     sys,
@@ -39,7 +38,9 @@ pub struct BooksError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-fn failed<E: std::error::Error + Send + Sync + 'static>(operation: &'static str) -> impl FnOnce(E) -> BooksError {
+pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
+    operation: &'static str,
+) -> impl FnOnce(E) -> BooksError {
     move |source| BooksError {
         operation,
         source: Box::new(source),
@@ -53,8 +54,8 @@ struct Programs {
     release: RawTracePoint,
     tasks: Mutex<Iter>,
     adopt: Mutex<Iter>,
-    gate: Mutex<BtfTracePoint>,
-    hooks: Vec<(&'static str, BtfTracePoint)>,
+    gates: Gates,
+    hooks: Mutex<Hooks>,
 }
 
 struct Maps {
@@ -67,6 +68,7 @@ struct Maps {
     exits: MapData,
     stats: PerCpuArray<MapData, Stats>,
     layout: Mutex<Array<MapData, Layout>>,
+    layout_data: MapData,
 }
 
 /// The kernel's books.
@@ -94,14 +96,8 @@ pub enum OpenError {
     Books(#[from] BooksError),
 }
 
-/// The system-call gate; detached when dropped.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    _link: BtfTracePointLink,
-}
-
 /// A lock whose holder panicked still guards consistent data: every change is one system call.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -121,12 +117,7 @@ impl Kernel {
         let exclusive = pins.create_exclusive()?;
         pins.check_layouts()?;
         if let Some(layout) = pinned_layout(&pins)? {
-            let kernel = Self::join_checked(pins, &exclusive, layout)?;
-            let detached = kernel.detached_hooks();
-            if !detached.is_empty() {
-                tracing::warn!(hooks = ?detached, "pinned hooks are not attached: what happened meanwhile is unknown");
-            }
-            return Ok(kernel);
+            return Self::join_checked(pins, &exclusive, layout);
         }
         // What a loader left that died half way: nobody can have used it.
         pins.remove_layout()?;
@@ -164,7 +155,17 @@ impl Kernel {
         if layout.sources != zinit_ebpf::SOURCES {
             tracing::info!("the pinned programs are of another build with the same layout");
         }
-        Self::join(pins, exclusive, layout.max_processes, None)
+        let kernel = Self::join(pins, exclusive, layout.max_processes, None)?;
+        match kernel.mend_hooks(exclusive) {
+            Ok(mended) if mended.is_empty() => {}
+            Ok(hooks) => tracing::warn!(
+                ?hooks,
+                "hooks were not attached and are again: what happened meanwhile is unknown"
+            ),
+            // Services that were registered before can be listed and stopped all the same.
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "hooks are not attached"),
+        }
+        Ok(kernel)
     }
 
     fn load(pins: PinDirectory, exclusive: &Guard, options: LoadOptions) -> Result<Self, OpenError> {
@@ -195,6 +196,7 @@ impl Kernel {
             exits: open_data(&pins, map::EXITS)?,
             stats: open_map(&pins, map::STATS, Map::PerCpuArray)?,
             layout: Mutex::new(open_map(&pins, map::LAYOUT, Map::Array)?),
+            layout_data: open_data(&pins, map::LAYOUT)?,
         };
         let open = |what: &'static str| failed(what);
         let command = |name| RawTracePoint::from_pin(pins.program(name)).map_err(open("open a pinned program"));
@@ -203,26 +205,14 @@ impl Kernel {
                 .map(Mutex::new)
                 .map_err(open("open a pinned program"))
         };
-        let mut hooks = Vec::with_capacity(HOOKS.len());
-        for (name, _) in HOOKS {
-            let path = pins.program(name);
-            if path.exists() {
-                hooks.push((
-                    name,
-                    BtfTracePoint::from_pin(path).map_err(open("open a pinned program"))?,
-                ));
-            }
-        }
         let programs = Programs {
             spawn: command(program::SPAWN)?,
             state: command(program::STATE)?,
             release: command(program::RELEASE)?,
             tasks: iterator(program::TASKS)?,
             adopt: iterator(program::ADOPT)?,
-            gate: BtfTracePoint::from_pin(pins.program(program::GATE))
-                .map(Mutex::new)
-                .map_err(open("open a pinned program"))?,
-            hooks,
+            gates: Gates::pinned(&pins)?,
+            hooks: Mutex::new(Hooks::pinned(&pins)?),
         };
         let in_use = pins.in_use()?;
         Ok(Self {
@@ -238,6 +228,11 @@ impl Kernel {
     /// Waits until this process alone may register, unregister and unload.
     pub(crate) fn exclusive(&self) -> Result<Guard, PinError> {
         self.pins.exclusive()
+    }
+
+    /// As [`Kernel::exclusive`], but does not wait; `None`: another process has use of them.
+    pub(crate) fn try_exclusive(&self) -> Result<Option<Guard>, PinError> {
+        self.pins.try_exclusive()
     }
 
     /// Ends this process's use of the pins, and removes them if no other process uses them and `unused` agrees. Returns
@@ -264,14 +259,47 @@ impl Kernel {
         self.pins.shared()
     }
 
-    /// Hooks that are loaded but whose link is gone: they see nothing any more.
-    pub(crate) fn detached_hooks(&self) -> Vec<&'static str> {
-        self.programs
-            .hooks
-            .iter()
-            .map(|(name, _)| *name)
-            .filter(|name| !self.pins.link(name).exists())
-            .collect()
+    pub(super) fn gates(&self) -> &Gates {
+        &self.programs.gates
+    }
+
+    /// Attaches hooks again that have come loose, and notes with every service that it was unwatched for a while. Returns
+    /// which hooks. The caller holds the books exclusively.
+    pub(crate) fn mend_hooks(&self, _exclusive: &Guard) -> Result<Vec<&'static str>, OpenError> {
+        let mut hooks = lock(&self.programs.hooks);
+        let loose = hooks.loose(&self.pins);
+        if loose.is_empty() {
+            return Ok(loose);
+        }
+        // Before they work again: whoever sees them attached finds the note.
+        let unwatched = StateChange {
+            set_flags: service_flag::UNWATCHED.into(),
+            ..StateChange::NONE
+        };
+        for (id, _) in self.services()? {
+            self.change(id, unwatched)?;
+        }
+        hooks.mend(&self.pins)
+    }
+
+    /// Hooks that are loaded but not attached, or not by their own link.
+    pub(crate) fn loose_hooks(&self) -> Vec<&'static str> {
+        lock(&self.programs.hooks).loose(&self.pins)
+    }
+
+    /// Maps whose pins are gone or lead to other maps: other clients do not see what this one does.
+    pub(crate) fn replaced_pins(&self) -> Vec<&'static str> {
+        let maps = &self.maps;
+        [
+            (map::PROCESSES, &maps.processes_data),
+            (map::SERVICES, &maps.services_data),
+            (map::EXITS, &maps.exits),
+            (map::LAYOUT, &maps.layout_data),
+        ]
+        .into_iter()
+        .filter(|(name, data)| !is_pinned(data, &self.pins.map(name)))
+        .map(|(name, _)| name)
+        .collect()
     }
 
     /// Every member of every service.
@@ -368,12 +396,15 @@ impl Kernel {
 
     /// How often the kernel skipped each hook.
     pub(crate) fn misses(&self) -> Result<Vec<(&'static str, u64)>, BooksError> {
-        let misses = |(name, hook): &(&'static str, BtfTracePoint)| {
-            let fd = hook.fd().map_err(failed("inspect a program"))?;
-            let misses = sys::recursion_misses(fd).map_err(failed("inspect a program"))?;
-            Ok((*name, misses))
-        };
-        self.programs.hooks.iter().map(misses).collect()
+        lock(&self.programs.hooks).misses()
+    }
+
+    /// How often the kernel skipped the hook that sees deaths. Such a death is found when it is looked for, or when the
+    /// process is reaped.
+    pub(crate) fn missed_exits(&self) -> Result<u64, BooksError> {
+        let misses = self.misses()?;
+        let exit = misses.iter().find(|(name, _)| *name == program::EXIT);
+        Ok(exit.map_or(0, |(_, count)| *count))
     }
 
     /// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough.
@@ -384,7 +415,8 @@ impl Kernel {
         Ok(of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork)))
     }
 
-    /// Every process that the caller's pid namespace shows, the dead and unreaped included.
+    /// Every process that the caller's pid namespace shows, the dead and unreaped included. Members among the latter whose
+    /// exit no hook saw leave the books.
     pub(crate) fn tasks(&self) -> Result<Vec<Task>, BooksError> {
         let bytes = iterate(&self.programs.tasks)?;
         let (records, _) = bytes.as_chunks::<{ size_of::<Task>() }>();
@@ -425,14 +457,6 @@ impl Kernel {
     /// Returns how many it took in.
     pub(crate) fn adopt(&self) -> Result<usize, BooksError> {
         iterate(&self.programs.adopt).map(|marks| marks.len())
-    }
-
-    /// Attaches the system-call gate: members of services that are being killed die at their next system call.
-    pub(crate) fn gate(&self) -> Result<Gate, BooksError> {
-        let mut gate = lock(&self.programs.gate);
-        let id = gate.attach().map_err(failed("attach the gate"))?;
-        let link = gate.take_link(id).map_err(failed("attach the gate"))?;
-        Ok(Gate { _link: link })
     }
 
     /// Events, for one reader at a time.
@@ -476,11 +500,7 @@ fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(u32, Optio
         if hook.fd().is_err() {
             continue;
         }
-        let link = hook
-            .attach()
-            .and_then(|id| hook.take_link(id))
-            .map_err(|source| load::failed("attach", name, source))?;
-        let _pinned: PinnedLink = FdLink::from(link).pin(pins.link(name)).map_err(failed("pin a link"))?;
+        hooks::attach(name, hook, &pins.link(name))?;
     }
     let layout = Layout {
         version: LAYOUT_VERSION,
@@ -514,6 +534,11 @@ fn logger(ebpf: &mut Ebpf, options: LoadOptions) -> Option<ProgramLog> {
     ProgramLog::new(ebpf)
         .inspect_err(|error| tracing::warn!(%error, "the programs' log cannot be read"))
         .ok()
+}
+
+fn is_pinned(map: &MapData, path: &Path) -> bool {
+    let same = |pinned: MapData| Ok(pinned.info()?.id() == map.info()?.id());
+    MapData::from_pin(path).and_then(same).unwrap_or(false)
 }
 
 fn open_map<T>(pins: &PinDirectory, name: &'static str, kind: fn(MapData) -> Map) -> Result<T, LoadError>

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io::Read as _,
     path::Path,
 };
 
@@ -12,6 +13,8 @@ const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
+/// Where the kernel publishes its types.
+const RUNNING: &str = "/sys/kernel/btf/vmlinux";
 /// enum64
 const LAST_KNOWN_KIND: u32 = 19;
 
@@ -55,7 +58,23 @@ pub(super) struct KernelTypes {
 impl KernelTypes {
     /// Reads the type information of the running kernel.
     pub(super) fn running() -> Result<Self, BtfError> {
-        Self::from_file(Path::new("/sys/kernel/btf/vmlinux"))
+        Self::from_file(Path::new(RUNNING))
+    }
+
+    /// Whether the running kernel publishes type information, without reading its megabytes.
+    pub(super) fn are_published() -> Result<(), BtfError> {
+        let mut magic = [0; 2];
+        std::fs::File::open(RUNNING)
+            .and_then(|mut file| file.read_exact(&mut magic))
+            .map_err(|source| BtfError::Read {
+                path: RUNNING.to_owned(),
+                source,
+            })?;
+        if u16::from_ne_bytes(magic) == MAGIC {
+            Ok(())
+        } else {
+            Err(BtfError::Malformed(0))
+        }
     }
 
     fn from_file(path: &Path) -> Result<Self, BtfError> {
@@ -64,6 +83,11 @@ impl KernelTypes {
             source,
         })?;
         Self::parse(data)
+    }
+
+    /// The type information as the kernel gives it, for other readers.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.data
     }
 
     fn parse(data: Vec<u8>) -> Result<Self, BtfError> {

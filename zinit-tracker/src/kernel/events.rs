@@ -20,6 +20,9 @@ pub enum EventsError {
     /// The ring buffer has one reader at a time.
     #[error("another process reads the events: stop it first")]
     Busy,
+    /// Without the kernel's books nothing announces what happens.
+    #[error("level procfs records no events: that takes level ebpf (`zinit-tracker doctor` says what is missing)")]
+    NotRecorded,
     /// The ring buffer could not be opened.
     #[error("failed to open the event ring buffer")]
     Map(#[from] MapError),

@@ -1,22 +1,33 @@
 //! Loads the embedded eBPF object into the running kernel.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     maps::MapError,
-    programs::{BtfTracePoint, Iter, ProgramError, RawTracePoint},
+    programs::{BtfTracePoint, Iter, Lsm, ProgramError, RawTracePoint},
 };
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::{
+    resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
+    signal::{SigSet, SigmaskHow},
+};
 use zinit_ebpf::{map, program};
 
 use super::{
     btf::{BtfError, KernelTypes},
+    hooks::HOOKS,
     requirements::kernel_is_at_least,
 };
 
 /// Largest capacity of `processes`: 131,072 entries take about 17 MiB of kernel memory.
 const MAX_PROCESSES: u32 = 131_072;
+
+/// Held while the limit on locked memory is raised.
+static MEMLOCK: Mutex<()> = Mutex::new(());
 
 /// Why the programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -66,34 +77,52 @@ pub enum LoadError {
     },
 }
 
-/// Programs that are attached for as long as the tracker is loaded, each with its tracepoint.
-pub(super) const HOOKS: [(&str, &str); 5] = [
-    // Deaths first: nothing may join that could not leave.
-    (program::FREE, "sched_process_free"),
-    (program::EXIT, "sched_process_exit"),
-    (program::EXEC, "sched_process_exec"),
-    (program::WAKEUP_NEW, "sched_wakeup_new"),
-    (program::FORK, "sched_process_fork"),
-];
+impl LoadError {
+    /// Whether the kernel refused to attach a program where it is attached.
+    pub(super) fn is_already_there(&self) -> bool {
+        let Self::Program { source, .. } = self else {
+            return false;
+        };
+        matches!(&**source, ProgramError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::AlreadyExists)
+    }
+}
 
 /// How the object is to be loaded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LoadOptions {
     pub max_processes: Option<u32>,
     pub log: Option<aya_log::Level>,
+    pub without_hook: Option<&'static str>,
 }
 
 /// Creates the maps and loads every program; attaches none.
 ///
 /// `sched_wakeup_new` is left out where the kernel lacks what it needs (before 5.11); those kernels lose no events.
 pub(super) fn load(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
-    // Before 5.11 maps are charged to this limit. The services' processes get the caller's limit back.
-    let limit = (!kernel_is_at_least((5, 11))).then(raise_memlock).flatten();
-    let result = load_all(options);
+    if kernel_is_at_least((5, 11)) {
+        return without_signals(|| load_all(options));
+    }
+    // Maps are charged to this limit of the whole process: who gives it back must not take it from another thread.
+    let _turn = MEMLOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let limit = raise_memlock();
+    let result = without_signals(|| load_all(options));
+    // The services' processes get the caller's limit.
     if let Some((soft, hard)) = limit
         && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)
     {
         tracing::debug!(%error, "the limit on locked memory stays raised");
+    }
+    result
+}
+
+/// The verifier gives up with EAGAIN if its caller has a signal to handle, as a parent of a fork storm always has.
+fn without_signals<R>(work: impl FnOnce() -> R) -> R {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+    let result = work();
+    if let Ok(before) = before
+        && let Err(error) = before.thread_set_mask()
+    {
+        tracing::warn!(%error, "signals stay blocked in this thread");
     }
     result
 }
@@ -109,7 +138,8 @@ fn raise_memlock() -> Option<(u64, u64)> {
 
 fn load_all(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
     let types = KernelTypes::running()?;
-    let btf = Btf::from_sys_fs()?;
+    // The kernel gives out its megabytes a page at a time: once is enough.
+    let btf = Btf::parse(types.bytes(), Endianness::default())?;
     let offsets = offsets(&types)?;
     let has_task_btf = types.has_typedef("btf_bpf_get_current_task_btf");
     let max_processes = match options.max_processes {
@@ -127,12 +157,17 @@ fn load_all(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
     let mut ebpf = loader.load(zinit_ebpf::OBJECT)?;
 
     for (name, tracepoint) in HOOKS.into_iter().chain([(program::GATE, "sys_enter")]) {
-        if name == program::WAKEUP_NEW && !has_task_btf {
+        if (name == program::WAKEUP_NEW && !has_task_btf) || options.without_hook == Some(name) {
             continue;
         }
         let hook: &mut BtfTracePoint = get(&mut ebpf, name)?;
         hook.load(tracepoint, &btf)
             .map_err(|source| failed("load", name, source))?;
+    }
+    // Where the machine is locked down, or the kernel has no BPF LSM, the other gate has to do.
+    let deny: &mut Lsm = get(&mut ebpf, program::DENY)?;
+    if let Err(error) = deny.load("task_alloc", &btf) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "no gate at task_alloc");
     }
     for name in [program::SPAWN, program::STATE, program::RELEASE] {
         let command: &mut RawTracePoint = get(&mut ebpf, name)?;
@@ -168,7 +203,7 @@ where
 
 /// What the programs call `TASK_PID` and so on, found in the running kernel.
 fn offsets(types: &KernelTypes) -> Result<Vec<(&'static str, u64)>, BtfError> {
-    const MEMBERS: [(&str, &str, &str); 18] = [
+    const MEMBERS: [(&str, &str, &str); 20] = [
         ("TASK_PID", "task_struct", "pid"),
         ("TASK_TGID", "task_struct", "tgid"),
         ("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
@@ -177,8 +212,10 @@ fn offsets(types: &KernelTypes) -> Result<Vec<(&'static str, u64)>, BtfError> {
         ("TASK_SIGNAL", "task_struct", "signal"),
         ("TASK_THREAD_PID", "task_struct", "thread_pid"),
         ("TASK_EXIT_CODE", "task_struct", "exit_code"),
+        ("TASK_EXIT_STATE", "task_struct", "exit_state"),
         ("TASK_COMM", "task_struct", "comm"),
         ("SIGNAL_LIVE", "signal_struct", "live"),
+        ("SIGNAL_NR_THREADS", "signal_struct", "nr_threads"),
         ("SIGNAL_FLAGS", "signal_struct", "flags"),
         ("SIGNAL_GROUP_EXIT_CODE", "signal_struct", "group_exit_code"),
         ("SIGNAL_PIDS", "signal_struct", "pids"),

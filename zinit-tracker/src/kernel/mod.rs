@@ -6,19 +6,24 @@
 mod books;
 mod btf;
 mod events;
+mod gate;
+mod hooks;
 mod load;
 mod log;
 mod pins;
 mod requirements;
 mod sys;
 
+pub(crate) use books::Kernel;
 pub use books::{BooksError, OpenError as KernelError};
-pub(crate) use books::{Gate, Kernel};
 pub use btf::BtfError;
 pub use events::{EventStream, EventsError};
+pub(crate) use gate::Gate;
+pub use gate::GateKind;
 pub use load::LoadError;
 pub(crate) use load::LoadOptions;
 pub use log::ProgramLog;
-pub use pins::PinError;
+pub(crate) use pins::Guard;
+pub use pins::{PinError, can_pin};
 pub(crate) use requirements::check as check_requirements;
 pub use requirements::{Capability, Requirement, RequirementError, requirements};

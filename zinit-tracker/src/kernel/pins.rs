@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIRECTORY/            flock: whoever loads, unloads, registers or unregisters holds it exclusively
-//!   v1/                 the layout version; flock: every open tracker holds it shared
+//!   v2/                 the layout version; flock: every open tracker holds it shared
 //!     processes …       the maps
 //!     links/ programs/
 //! ```
@@ -62,6 +62,13 @@ pub enum PinError {
     },
 }
 
+impl PinError {
+    /// Whether the directory is gone: somebody has removed it, and nobody else can be using it.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinError {
     move |source| PinError::Io {
         operation,
@@ -94,7 +101,7 @@ impl PinDirectory {
     /// A directory that is or can be created, mounting bpffs at its usual place if nothing is mounted there.
     pub(super) fn open(base: &Path) -> Result<Self, PinError> {
         if base.starts_with(BPFFS) && !is_bpffs(Path::new(BPFFS)) {
-            mount_bpffs()?;
+            mount_bpffs_once()?;
         }
         let parent = base.parent().unwrap_or(base);
         // The directory may go between two looks, its parent does not.
@@ -182,6 +189,16 @@ impl PinDirectory {
             .ok_or_else(|| failed("lock", &self.base)(io::ErrorKind::NotFound.into()))
     }
 
+    /// Exclusive use, if nobody has any now. Does not wait.
+    pub(super) fn try_exclusive(&self) -> Result<Option<Guard>, PinError> {
+        match self.locked(FlockOperation::NonBlockingLockExclusive) {
+            Ok(Some(exclusive)) => Ok(Some(exclusive)),
+            Ok(None) => Err(failed("lock", &self.base)(io::ErrorKind::NotFound.into())),
+            Err(PinError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn locked(&self, operation: FlockOperation) -> Result<Option<Guard>, PinError> {
         loop {
             let lock = match File::open(&self.base) {
@@ -253,6 +270,15 @@ impl PinDirectory {
 
     pub(super) fn program(&self, name: &str) -> PathBuf {
         self.programs().join(name)
+    }
+
+    /// Removes what is pinned in the place of a hook's link, if anything is.
+    pub(super) fn remove_link(&self, name: &str) -> Result<(), PinError> {
+        let path = self.link(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Whose lock the one reader of the events holds.
@@ -338,6 +364,14 @@ fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
+/// Whether maps can be pinned in the directory, which need not exist: it is on a bpf file system, or one can be mounted.
+#[must_use]
+pub fn can_pin(directory: &Path) -> bool {
+    let mountable =
+        || directory.starts_with(BPFFS) && statfs(BPFFS).is_ok_and(|found| found.filesystem_type() == SYSFS_MAGIC);
+    is_bpffs(directory) || directory.parent().is_some_and(is_bpffs) || mountable()
+}
+
 /// Where the bpf file system is, in words.
 pub(super) fn bpffs() -> &'static str {
     if is_bpffs(Path::new(BPFFS)) {
@@ -345,6 +379,17 @@ pub(super) fn bpffs() -> &'static str {
     } else {
         "not mounted at /sys/fs/bpf: it is mounted when it is needed, or where that cannot be, `run` works unpinned"
     }
+}
+
+/// Mounts bpffs unless somebody else has by now: of two that mount it, the later would hide what the earlier has pinned.
+fn mount_bpffs_once() -> Result<(), PinError> {
+    let parent = Path::new("/sys/fs");
+    let lock = File::open(parent).map_err(failed("open", parent))?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed("lock", parent)(error.into()))?;
+    if is_bpffs(Path::new(BPFFS)) {
+        return Ok(());
+    }
+    mount_bpffs()
 }
 
 fn mount_bpffs() -> Result<(), PinError> {

@@ -94,8 +94,8 @@ pub fn requirements() -> Vec<Requirement> {
         },
         Requirement {
             name: "kernel BTF",
-            outcome: KernelTypes::running()
-                .map(|_| "/sys/kernel/btf/vmlinux".to_owned())
+            outcome: KernelTypes::are_published()
+                .map(|()| "/sys/kernel/btf/vmlinux".to_owned())
                 .map_err(Into::into),
         },
     ]

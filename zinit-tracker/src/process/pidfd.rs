@@ -5,9 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::sys::signal::Signal;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::{fstat, fstatfs},
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
 };
+
+/// `PID_FS_MAGIC` of linux/magic.h.
+const PIDFS_MAGIC: i64 = 0x5049_4446;
 
 /// Why an operation on a pidfd failed; a process that is gone is not an error.
 #[derive(Debug, thiserror::Error)]
@@ -67,14 +71,22 @@ impl Pidfd {
         };
         match pidfd_open(raw, PidfdFlags::empty()) {
             Ok(fd) => Ok(Some(Self { fd, pid })),
-            // EINVAL: the pid is that of a thread which is not a leader, so the process that had it is gone.
-            Err(Errno::SRCH | Errno::INVAL) => Ok(None),
+            // EINVAL, or on newer kernels ENOENT: the pid is that of a thread which is not a leader, so the process that had
+            // it is gone.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => Ok(None),
             Err(source) => Err(PidfdError::Open { pid, source }),
         }
     }
 
+    /// A number that no other process has until the next boot: the inode that pidfds have on pidfs (kernel 6.9). `None` on
+    /// older kernels, where all pidfds share one.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        let on_pidfs = fstatfs(&self.fd).is_ok_and(|found| found.f_type == PIDFS_MAGIC);
+        on_pidfs.then(|| fstat(&self.fd).ok().map(|stat| stat.st_ino)).flatten()
+    }
+
     /// Sends a signal. Returns whether the process was there to receive it.
-    pub fn signal(&self, signal: Signal) -> Result<bool, PidfdError> {
+    pub(super) fn signal(&self, signal: Signal) -> Result<bool, PidfdError> {
         let raw = rustix::process::Signal::from_named_raw(signal as i32).ok_or(PidfdError::Signal {
             pid: self.pid,
             signal,

@@ -3,7 +3,7 @@
 use procfs::process::Process;
 
 /// Length of a clock tick as `/proc` counts it (`USER_HZ`, 100 a second on every architecture that Linux runs BPF on).
-const TICK_NS: u64 = 10_000_000;
+pub(super) const TICK_NS: u64 = 10_000_000;
 
 /// Translates between `/proc`'s start times and the kernel's exact ones.
 ///
@@ -30,6 +30,11 @@ impl StartClock {
         start_boottime_ns.wrapping_add_signed(self.shift_ns) / TICK_NS
     }
 
+    /// Whether this start time, in ticks of `/proc`, may be that one.
+    pub(super) fn shows(self, ticks: u64, start_boottime_ns: u64) -> bool {
+        ticks == self.ticks(start_boottime_ns)
+    }
+
     /// Whether the process that has this pid now may be the one that started then, to the tick. `false`: it is another
     /// one, or there is none.
     ///
@@ -38,12 +43,19 @@ impl StartClock {
     /// When `/proc` cannot be read, say for want of a file descriptor; that says nothing about the process.
     pub fn matches(self, pid: u32, start_boottime_ns: u64) -> std::io::Result<bool> {
         match read_start_ticks(pid) {
-            Ok(ticks) => Ok(ticks == self.ticks(start_boottime_ns)),
+            Ok(ticks) => Ok(self.shows(ticks, start_boottime_ns)),
             Err(procfs::ProcError::NotFound(_)) => Ok(false),
             Err(procfs::ProcError::Io(error, _)) if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
             Err(procfs::ProcError::Io(error, _)) => Err(error),
             Err(error) => Err(std::io::Error::other(error)),
         }
+    }
+}
+
+/// For processes that are known by what `/proc` shows: nothing is shifted.
+impl Default for StartClock {
+    fn default() -> Self {
+        Self { shift_ns: 0 }
     }
 }
 
@@ -59,6 +71,18 @@ pub(crate) fn is_initial_pid_namespace() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     const INITIAL: u64 = 0xefff_fffc;
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == INITIAL)
+}
+
+/// Whether `/proc` is mounted so that it may not show a process that exists (`hidepid`, `subset`; proc(5)).
+pub(crate) fn proc_may_hide() -> bool {
+    let Ok(mounts) = Process::myself().and_then(|process| process.mountinfo()) else {
+        return true;
+    };
+    let restricts = |name: &str| matches!(name, "hidepid" | "subset");
+    mounts
+        .into_iter()
+        .filter(|mount| mount.mount_point == std::path::Path::new("/proc") && mount.fs_type == "proc")
+        .any(|mount| mount.super_options.keys().any(|name| restricts(name)))
 }
 
 /// How far the caller's time namespace shifts `CLOCK_BOOTTIME`; `None` before 5.5.
@@ -84,29 +108,14 @@ fn read_start_ticks(pid: u32) -> procfs::ProcResult<u64> {
     Ok(Process::new(pid)?.stat()?.starttime)
 }
 
-/// What is shown of a process that would not die.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
-    /// The state letter of `/proc/PID/stat`.
-    pub state: char,
-    /// The kernel function in which it waits, where it is readable.
-    pub wchan: Option<String>,
-    /// The process that traces it; 0: none.
-    pub tracer: u32,
-}
-
-/// Reads the condition of a process; `None` when it is gone or hidden.
-#[must_use]
-pub fn condition(pid: u32) -> Option<Condition> {
-    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
-    let stat = process.stat().ok()?;
-    let tracer = process.status().ok().map_or(0, |status| status.tracerpid);
-    let wchan = process.wchan().ok().filter(|name| !name.is_empty() && name != "0");
-    Some(Condition {
-        state: stat.state,
-        wchan,
-        tracer: u32::try_from(tracer).unwrap_or(0),
-    })
+/// Whether a process that was created to execute a program has done so; also where `/proc` does not say.
+pub(super) fn has_executed(pid: u32) -> bool {
+    /// `PF_FORKNOEXEC` of linux/sched.h: cleared by an execution before it closes any descriptor.
+    const FORKED_ONLY: u32 = 0x40;
+    let stat = i32::try_from(pid)
+        .ok()
+        .and_then(|pid| Process::new(pid).ok()?.stat().ok());
+    stat.is_none_or(|stat| stat.flags & FORKED_ONLY == 0)
 }
 
 /// A process as `/proc` lists it.

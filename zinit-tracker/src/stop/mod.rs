@@ -8,8 +8,13 @@ mod policy;
 mod proof;
 mod protocol;
 mod report;
+mod signal;
+mod survivor;
+mod urgency;
 
 pub use policy::{StopPolicy, Target};
 pub use proof::Doubt;
 pub use protocol::{StopError, dry_run, stop};
-pub use report::{Fate, SentSignal, StopReport, StoppedProcess, Survivor};
+pub use report::{Fate, GateUse, SentSignal, StopReport, StoppedProcess};
+pub use signal::signal_named;
+pub use survivor::{Cause, Held, Place, Survivor};

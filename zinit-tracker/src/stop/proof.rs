@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::tracker::ServiceInfo;
+use crate::{
+    fallback::{Blindness, Confinement, Sight},
+    tracker::ServiceInfo,
+};
 
 /// A reason why the books may not tell everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -22,10 +25,17 @@ pub enum Doubt {
     },
     /// Members ran before tracking began: what they created and left before is unknown.
     Adopted,
-    /// Hooks are not attached any more: somebody has removed their links.
+    /// Hooks had been detached, or replaced by others, and were attached again: what happened in between is unknown.
+    Unwatched,
+    /// Hooks are not attached, and could not be attached again.
     DetachedHooks {
         /// Which.
         hooks: Vec<&'static str>,
+    },
+    /// Pinned maps are gone, or are not those that the hooks use: another client sees other books.
+    ReplacedPins {
+        /// Which.
+        pins: Vec<&'static str>,
     },
     /// Its registrant is in another pid namespace, so the caller may not see all of its processes.
     OutOfSight,
@@ -33,6 +43,11 @@ pub enum Doubt {
     UnobservedDeaths {
         /// How many at least.
         count: u64,
+    },
+    /// Members were found by looking at `/proc`, which cannot see everything.
+    ProcfsTracking {
+        /// What may have got away unseen.
+        blind_to: Vec<Blindness>,
     },
 }
 
@@ -42,37 +57,71 @@ impl fmt::Display for Doubt {
             Self::LostOperations { count } => write!(f, "{count} operations of the kernel's books failed"),
             Self::MissedCreations { count } => write!(f, "the kernel skipped {count} process creations"),
             Self::Adopted => f.write_str("it was adopted, and what had left its tree before is unknown"),
+            Self::Unwatched => f.write_str("hooks had been detached for a while"),
+            Self::ReplacedPins { pins } => write!(f, "pinned maps are gone or replaced: {}", pins.join(", ")),
             Self::DetachedHooks { hooks } => write!(f, "hooks are not attached: {}", hooks.join(", ")),
             Self::OutOfSight => f.write_str("its processes may be out of sight of this pid namespace"),
             Self::UnobservedDeaths { count } => {
                 write!(f, "{count} members died without their end being observed")
             }
+            Self::ProcfsTracking { blind_to } => {
+                let blind_to: Vec<_> = blind_to.iter().map(ToString::to_string).collect();
+                write!(f, "level procfs cannot see {}", blind_to.join(", "))
+            }
         }
     }
 }
 
-/// Everything that speaks against the books of one service.
-pub(super) fn doubts(
-    service: &ServiceInfo,
-    missed_creations: u64,
-    detached: &[&'static str],
-    out_of_sight: bool,
-) -> Vec<Doubt> {
+/// What speaks against books that were kept by looking: everything that cannot be seen, unless the kernel says of a cgroup
+/// that nobody is in it, and nobody was ever seen outside. Then only who was orphaned in another pid namespace can have got away:
+/// all others that left the cgroup would be children of this process.
+pub(super) fn doubt_of_level(sight: Sight) -> Option<Doubt> {
+    let mut blind_to = sight.blind_to;
+    if sight.confinement == Confinement::Empty {
+        blind_to.retain(|blindness| *blindness == Blindness::OtherPidNamespaces);
+        if blind_to.is_empty() {
+            return None;
+        }
+    }
+    Some(Doubt::ProcfsTracking { blind_to })
+}
+
+/// What is known of the books as a whole when a service is judged.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    /// Creations that the kernel has skipped since the hooks were loaded.
+    pub(super) missed_creations: u64,
+    /// Hooks that are not attached.
+    pub(super) loose_hooks: Vec<&'static str>,
+    /// Maps whose pins are gone or are other maps'.
+    pub(super) replaced_pins: Vec<&'static str>,
+}
+
+/// Everything that speaks against the books of one service; `out_of_sight`: the caller may not see all of its processes.
+pub(super) fn doubts(service: &ServiceInfo, evidence: &Evidence, out_of_sight: bool) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     if service.lost > 0 {
         doubts.push(Doubt::LostOperations { count: service.lost });
     }
-    if missed_creations > service.missed_before {
+    if evidence.missed_creations > service.missed_before {
         doubts.push(Doubt::MissedCreations {
-            count: missed_creations - service.missed_before,
+            count: evidence.missed_creations - service.missed_before,
         });
     }
     if service.adopted {
         doubts.push(Doubt::Adopted);
     }
-    if !detached.is_empty() {
+    if service.unwatched {
+        doubts.push(Doubt::Unwatched);
+    }
+    if !evidence.loose_hooks.is_empty() {
         doubts.push(Doubt::DetachedHooks {
-            hooks: detached.to_vec(),
+            hooks: evidence.loose_hooks.clone(),
+        });
+    }
+    if !evidence.replaced_pins.is_empty() {
+        doubts.push(Doubt::ReplacedPins {
+            pins: evidence.replaced_pins.clone(),
         });
     }
     if out_of_sight {

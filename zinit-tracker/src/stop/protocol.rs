@@ -1,4 +1,8 @@
-//! The protocol itself.
+//! The protocol itself: who is signalled and when.
+
+mod deaths;
+mod family;
+mod outcome;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -8,23 +12,29 @@ use std::{
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep_until};
 
+use self::family::Kin;
 use super::{
     policy::{StopPolicy, Target},
-    proof::{Doubt, doubts},
-    report::{Fate, SentSignal, StopReport, StoppedProcess, Survivor},
+    report::{GateUse, SentSignal, StopReport, StoppedProcess},
+    survivor::Refusal,
+    urgency::urgently,
 };
 use crate::{
     kernel::Gate,
-    process::{Pidfd, ProcessKey},
-    tracker::{Ended, Member, RECHECK, Service, ServiceId, ServiceInfo, ServiceState, Tracker, TrackerError, Watch},
+    process::{Matched, ProcessKey},
+    tracker::{
+        Existence, Member, RECHECK, Service, ServiceState, Stray, Sweeper, Tracker, TrackerError, Tracking, Watch,
+        Watched,
+    },
 };
 
-/// How often members are listed again within the grace period, to ask those that were born meanwhile.
+/// How often members are counted within the grace period, to ask those that were born meanwhile.
 const GRACE_RECHECK: Duration = Duration::from_millis(50);
+/// How seldom they are listed if none was born: it costs as much as there are processes and services, for each service that
+/// is being stopped.
+const GRACE_RELIST: Duration = Duration::from_secs(2);
 /// How long a round of kills may take before the next one.
 const KILL_RECHECK: Duration = Duration::from_millis(20);
-/// After how many rounds that still find new members the gate is closed.
-const ROUNDS_BEFORE_GATE: u32 = 3;
 
 /// Why a service is not known to be down.
 #[derive(Debug, thiserror::Error)]
@@ -82,14 +92,15 @@ pub fn dry_run(tracker: &Tracker, service: &Service) -> Result<Vec<Member>, Stop
 /// and a later stop goes on with it.
 pub async fn stop(tracker: &Tracker, service: &Service, policy: &StopPolicy) -> Result<StopReport, StopError> {
     dry_run(tracker, service)?;
+    tracker.mend_hooks().await?;
     let mut stop = Stop::begin(tracker, service, policy)?;
     stop.ask().await?;
     let deadline = after(Instant::now(), policy.kill_timeout);
     loop {
         stop.kill(deadline).await?;
         stop.verify(deadline).await?;
-        if stop.is_empty()? || Instant::now() >= deadline {
-            return stop.finish();
+        if stop.is_done()? || Instant::now() >= deadline {
+            return stop.finish().await;
         }
     }
 }
@@ -107,14 +118,6 @@ fn guard_caller(tracker: &Tracker, service: &Service, members: &[Member]) -> Res
             ),
         }),
     }
-}
-
-/// A service of the family that is stopped: the one that was asked for, or one nested in it.
-struct Kin {
-    /// Its record when it was last seen: once it is empty, whoever registered it may unregister it.
-    info: ServiceInfo,
-    /// Exits that it had counted when the stop met it.
-    exits_before: u64,
 }
 
 struct Stop<'a> {
@@ -136,19 +139,31 @@ struct Stop<'a> {
     observed: HashSet<ProcessKey>,
     /// Exits that the family had counted when the exit records were last looked through.
     exits_read: Option<u64>,
-    /// Exit records that appeared during the stop, and members buried without one.
-    exits_found: u64,
+    /// Members whose exit the family has counted during the stop and that are known to be the ones.
+    accounted: HashSet<ProcessKey>,
+    /// Whether something spoke against the books when that was last asked.
+    doubted: bool,
+    /// Whether verification ended with a process dying that may have been a member.
+    unexplained: bool,
     /// The caller and its ancestors, in case one of them becomes a member.
     own: HashSet<u32>,
     /// Why members could not be signalled.
-    refused: HashMap<ProcessKey, String>,
+    refused: HashMap<ProcessKey, Refusal>,
+    /// Members that had joined when the stop began, or at the last round of kills.
+    forks_seen: u64,
     gate: Option<Gate>,
-    gate_used: bool,
+    gate_used: Option<GateUse>,
     rounds: u32,
+    /// When killing began.
+    killing: Option<Instant>,
+    sweeper: Sweeper,
+    /// Those that the last sweep found and could not take into the books.
+    strays: Vec<Stray>,
 }
 
 impl<'a> Stop<'a> {
     fn begin(tracker: &'a Tracker, service: &'a Service, policy: &'a StopPolicy) -> Result<Self, StopError> {
+        let own = tracker.own_line()?;
         let mut this = Self {
             tracker,
             service,
@@ -163,12 +178,18 @@ impl<'a> Stop<'a> {
             recorded: HashSet::new(),
             observed: HashSet::new(),
             exits_read: None,
-            exits_found: 0,
-            own: tracker.own_line()?,
+            accounted: HashSet::new(),
+            doubted: false,
+            unexplained: false,
+            sweeper: Sweeper::new(own.clone()),
+            own,
             refused: HashMap::new(),
+            forks_seen: 0,
             gate: None,
-            gate_used: false,
+            gate_used: None,
             rounds: 0,
+            killing: None,
+            strays: Vec::new(),
         };
         this.meet_kin()?;
         // Records before counters: an exit in between is found to be new, but never missed.
@@ -178,40 +199,40 @@ impl<'a> Stop<'a> {
             kin.refresh(tracker)?;
             kin.exits_before = kin.info.exits;
         }
+        this.forks_seen = this.forks();
         this.assert_state()?;
         // Members that died just before the stop may still be closing their files.
         this.observe_exits()?;
         Ok(this)
     }
 
-    fn ids(&self) -> Vec<ServiceId> {
-        self.family.iter().map(|kin| kin.info.id).collect()
+    /// Whether nobody is left: no member, and no stray if the books are in doubt.
+    fn is_done(&mut self) -> Result<bool, StopError> {
+        let empty = self.is_empty()?;
+        Ok(!self.sweep()? && empty)
     }
 
-    /// Takes services into the family that are nested in it and were not known. Returns whether there were any.
-    fn meet_kin(&mut self) -> Result<bool, StopError> {
-        let known = self.ids();
-        let nested = self.tracker.nested(self.service.id())?;
-        let mut met = false;
-        for id in nested.into_iter().filter(|id| !known.contains(id)) {
-            if let Some(info) = self.tracker.info_of(id)? {
-                // It was registered during the stop, or its exits are counted when the stop begins.
-                self.family.push(Kin::new(info));
-                met = true;
-            }
+    /// If anything speaks against the books, looks for those who are missing there and takes them in. Returns whether there
+    /// were any.
+    fn sweep(&mut self) -> Result<bool, StopError> {
+        // Books of level procfs are nothing but a sweep, and have just been looked at.
+        self.doubted = self.tracker.tracking() != Tracking::Procfs && !self.book_doubts()?.is_empty();
+        if !self.doubted {
+            return Ok(false);
         }
-        Ok(met)
-    }
-
-    /// Whether no service of the family has a member, and none was added to the family.
-    fn is_empty(&mut self) -> Result<bool, StopError> {
-        // Outer services first: once they are empty, nobody is left to spawn into the inner ones.
         for kin in &mut self.family {
-            if kin.refresh(self.tracker)? > 0 {
-                return Ok(false);
-            }
+            kin.refresh(self.tracker)?;
         }
-        Ok(!self.meet_kin()?)
+        let family: Vec<_> = self.family.iter().map(|kin| kin.info.clone()).collect();
+        let found = self.sweeper.pass(self.tracker, &family)?;
+        for stray in &found {
+            self.seen
+                .entry(stray.key)
+                .or_insert_with(|| StoppedProcess::stray(stray));
+        }
+        let any = !found.is_empty();
+        self.strays = found.into_iter().filter(|stray| !stray.taken).collect();
+        Ok(any)
     }
 
     /// Puts the family into the state that the stop has reached; another client's stop may be further.
@@ -227,9 +248,10 @@ impl<'a> Stop<'a> {
     /// The grace period: each member gets the stop signal once, until none is left or time is up.
     async fn ask(&mut self) -> Result<(), StopError> {
         let deadline = after(self.began, self.policy.grace);
-        while !self.is_empty()? && Instant::now() < deadline {
+        let mut recheck = GRACE_RECHECK;
+        while !self.is_done()? && Instant::now() < deadline {
             self.assert_state()?;
-            let (members, _) = self.list()?;
+            let members = self.list()?;
             let main = self.family.first().and_then(|kin| kin.info.main);
             for (index, member) in members.iter().enumerate() {
                 breathe(index).await;
@@ -243,18 +265,37 @@ impl<'a> Stop<'a> {
             }
             self.observe_exits()?;
             self.forget_released(&members)?;
-            self.pause(deadline.min(Instant::now() + GRACE_RECHECK)).await?;
+            let grown = self.pause_unless_grown(deadline.min(Instant::now() + recheck)).await?;
+            // Whom the books do not have they do not count.
+            recheck = match grown || self.doubted {
+                true => GRACE_RECHECK,
+                false => (2 * recheck).min(GRACE_RELIST),
+            };
         }
         Ok(())
+    }
+
+    /// As [`Stop::pause`], but for no longer than nobody is born. Returns whether somebody was.
+    async fn pause_unless_grown(&mut self, until: Instant) -> Result<bool, StopError> {
+        let forks = self.forks();
+        loop {
+            self.pause(until.min(Instant::now() + GRACE_RECHECK)).await?;
+            let mut live = 0;
+            for kin in &mut self.family {
+                live += kin.refresh(self.tracker)?;
+            }
+            let grown = self.forks() > forks;
+            if grown || live == 0 || self.watch.is_empty() || Instant::now() >= until {
+                return Ok(grown);
+            }
+        }
     }
 
     /// SIGKILL to every member, round after round, until the counter is 0 or time is up.
     async fn kill(&mut self, deadline: Instant) -> Result<(), StopError> {
         self.state = ServiceState::Killing;
-        while !self.is_empty()? && Instant::now() < deadline {
-            self.assert_state()?;
-            self.rounds += 1;
-            let (members, found_new) = self.list()?;
+        // Who forks for ever may leave this thread next to nothing of the machine until the gate is closed.
+        while let Some(members) = urgently(|| self.begin_round(deadline))? {
             for (index, member) in members.iter().enumerate() {
                 breathe(index).await;
                 let killed = |seen: &StoppedProcess| seen.signals.iter().any(|sent| sent.signal == Signal::SIGKILL);
@@ -264,14 +305,6 @@ impl<'a> Stop<'a> {
                     self.signal(member, &[Signal::SIGKILL])?;
                 }
             }
-            if found_new && self.rounds >= ROUNDS_BEFORE_GATE && self.gate.is_none() {
-                // Without it the rounds go on, and those who outrun them are survivors.
-                match self.tracker.attach_gate() {
-                    Ok(gate) => self.gate = Some(gate),
-                    Err(error) => tracing::warn!(%error, "failed to close the gate"),
-                }
-                self.gate_used |= self.gate.is_some();
-            }
             self.observe_exits()?;
             self.forget_released(&members)?;
             self.pause(deadline.min(Instant::now() + KILL_RECHECK)).await?;
@@ -279,55 +312,72 @@ impl<'a> Stop<'a> {
         Ok(())
     }
 
-    /// Waits until every member that died has been observed dead.
-    async fn verify(&mut self, deadline: Instant) -> Result<(), StopError> {
-        loop {
-            let complete = self.observe_exits()?;
-            self.bury_dead()?;
-            self.forget_released(&[])?;
-            if complete && self.watch.is_empty() {
-                return Ok(());
+    /// Whom a round of kills is for, behind a gate if one is needed; `None`: nobody is left, or no time.
+    fn begin_round(&mut self, deadline: Instant) -> Result<Option<Vec<Member>>, StopError> {
+        // One round at least: without time to wait for it, it is sent all the same.
+        if self.is_done()? || (self.rounds > 0 && Instant::now() >= deadline) {
+            return Ok(None);
+        }
+        let began = *self.killing.get_or_insert_with(Instant::now);
+        self.assert_state()?;
+        self.rounds += 1;
+        let members = self.list()?;
+        for kin in &mut self.family {
+            kin.refresh(self.tracker)?;
+        }
+        // Who forks now may fork faster than it can be killed, and leave the stop no time to do it.
+        if self.forks() > self.forks_seen {
+            self.close_gate(began);
+        }
+        self.forks_seen = self.forks();
+        Ok(Some(members))
+    }
+
+    /// Without a gate the rounds go on, and those who outrun them are survivors.
+    fn close_gate(&mut self, began: Instant) {
+        if self.gate.is_some() || !self.policy.gate {
+            return;
+        }
+        match self.tracker.close_gate() {
+            // There is none at level procfs.
+            Ok(None) => {}
+            Ok(Some(gate)) => {
+                self.gate_used.get_or_insert(GateUse {
+                    kind: gate.kind,
+                    closed_after: began.elapsed(),
+                    took: gate.took,
+                });
+                self.gate = Some(gate);
             }
-            if Instant::now() >= deadline || !self.is_empty()? {
-                return Ok(());
-            }
-            self.wait(deadline.min(Instant::now() + KILL_RECHECK)).await?;
+            Err(error) => tracing::warn!(%error, "failed to close the gate"),
         }
     }
 
-    /// Exits that the family has counted during the stop.
-    fn exits(&self) -> u64 {
-        let counted = |kin: &Kin| kin.info.exits.saturating_sub(kin.exits_before);
-        self.family.iter().map(counted).sum()
-    }
-
-    /// The members now, and whether any was not known; each is entered in the report.
-    fn list(&mut self) -> Result<(Vec<Member>, bool), StopError> {
+    /// The members now; each is entered in the report.
+    fn list(&mut self) -> Result<Vec<Member>, StopError> {
         let members = self.tracker.members(&self.ids())?;
-        let known = self.seen.len();
         for member in &members {
             self.seen
                 .entry(member.key)
                 .or_insert_with(|| StoppedProcess::new(member.key, member.pid, member.parent, &member.comm));
         }
-        Ok((members, self.seen.len() > known))
+        Ok(members)
     }
 
     /// Sends the signals through the member's matched pidfd; does nothing if the member is dead or was released.
     fn signal(&mut self, member: &Member, signals: &[Signal]) -> Result<(), StopError> {
         if self.own.contains(&member.key.tgid) {
-            let cause = "it is the process that stops the service, or an ancestor of it".to_owned();
-            self.refused.insert(member.key, cause);
+            self.refused.insert(member.key, Refusal::Caller);
             return Ok(());
         }
-        let opened = match self.watch.get(member.key) {
-            Some(_) => None,
-            None => match self.open(member)? {
-                Some(pidfd) => Some(pidfd),
+        let opened = match self.watch.contains(member.key) {
+            true => None,
+            false => match self.open(member)? {
+                Some(matched) => Some(matched),
                 None => return Ok(()),
             },
         };
-        let Some(pidfd) = opened.as_ref().or_else(|| self.watch.get(member.key)) else {
+        let Some(matched) = opened.as_ref().or_else(|| self.watch.member(member.key)) else {
             return Ok(());
         };
         let mut sent = Vec::with_capacity(signals.len());
@@ -336,20 +386,23 @@ impl<'a> Stop<'a> {
                 break;
             }
             let after = self.began.elapsed();
-            match pidfd.signal(*signal) {
-                Ok(true) => sent.push(SentSignal { signal: *signal, after }),
+            match matched.signal(*signal) {
+                Ok(true) => {
+                    sent.push(SentSignal { signal: *signal, after });
+                    self.refused.remove(&member.key);
+                }
                 Ok(false) => {}
                 // The others are to be signalled all the same.
                 Err(error) => {
-                    self.refused.insert(member.key, error.to_string());
+                    self.refused.insert(member.key, Refusal::Kernel(error));
                 }
             }
         }
         if let Some(seen) = self.seen.get_mut(&member.key) {
             seen.signals.extend(sent);
         }
-        if let Some(pidfd) = opened {
-            self.keep(member.key, pidfd)?;
+        if let Some(matched) = opened {
+            self.keep(member.key, Watched::Member(matched))?;
         }
         Ok(())
     }
@@ -358,36 +411,43 @@ impl<'a> Stop<'a> {
         if !self.watch.has_room() || self.watch.contains(member.key) {
             return Ok(());
         }
-        if let Some(pidfd) = self.open(member)? {
-            self.keep(member.key, pidfd)?;
+        if let Some(matched) = self.open(member)? {
+            self.keep(member.key, Watched::Member(matched))?;
         }
         Ok(())
     }
 
     /// Running out of descriptors is no failure: those that are open close as their processes die, and the next round
     /// goes on until the deadline.
-    fn open(&self, member: &Member) -> Result<Option<Pidfd>, StopError> {
+    fn open(&self, member: &Member) -> Result<Option<Matched>, StopError> {
         match self.tracker.open_member(member) {
             Err(TrackerError::Pidfd(error)) if error.is_exhaustion() => Ok(None),
             result => Ok(result?),
         }
     }
 
-    fn keep(&mut self, key: ProcessKey, pidfd: Pidfd) -> Result<(), StopError> {
+    fn keep(&mut self, key: ProcessKey, process: Watched) -> Result<(), StopError> {
         if self.watch.has_room() {
-            self.watch.add(key, pidfd)?;
+            self.watch.add(key, process)?;
             self.observed.insert(key);
         }
         Ok(())
     }
 
-    /// Watches those no more that left the books alive. One that is dying right now is found again by its exit record.
+    /// Watches those no more that left the books alive.
     fn forget_released(&mut self, members: &[Member]) -> Result<(), StopError> {
         let members: HashSet<_> = members.iter().map(|member| member.key).collect();
-        let gone = |key: &ProcessKey| !members.contains(key) && !self.recorded.contains(key);
+        let gone = |key: &ProcessKey| {
+            !members.contains(key) && !self.recorded.contains(key) && self.watch.member(*key).is_some()
+        };
         let candidates: Vec<_> = self.watch.keys().filter(gone).collect();
+        if candidates.is_empty() {
+            return Ok(());
+        }
+        let there = self.tracker.existing()?;
         for key in candidates {
-            if self.tracker.is_recorded_alive(key)? {
+            // One that is dying has merely lost its record, and may hold something yet.
+            if there.get(&key) != Some(&Existence::Alive) || self.tracker.is_recorded_alive(key)? {
                 continue;
             }
             self.watch.remove(key);
@@ -420,168 +480,6 @@ impl<'a> Stop<'a> {
         tokio::select! {
             dead = self.watch.next_dead() => self.bury(&dead?),
             () = sleep_until(until) => Ok(()),
-        }
-    }
-
-    fn bury_dead(&mut self) -> Result<(), StopError> {
-        let dead = self.watch.take_dead()?;
-        self.bury(&dead)
-    }
-
-    /// Members that are dead leave the books even if the kernel missed their exit.
-    fn bury(&mut self, dead: &[ProcessKey]) -> Result<(), StopError> {
-        for key in dead {
-            if self.tracker.bury(*key)? {
-                self.exits_found += 1;
-            }
-        }
-        Ok(())
-    }
-
-    /// Looks through the exit records and watches those dead members that still close their files.
-    ///
-    /// Returns whether all have been observed or are being watched.
-    fn observe_exits(&mut self) -> Result<bool, StopError> {
-        for kin in &mut self.family {
-            kin.refresh(self.tracker)?;
-        }
-        let counted = self.exits();
-        if self.exits_read == Some(counted) {
-            return Ok(true);
-        }
-        let mut complete = true;
-        for ended in self.tracker.ended(&self.ids())? {
-            self.recorded.insert(ended.key);
-            if !self.ended_before.contains(&ended.key) {
-                self.enter_death(&ended);
-            }
-            if self.observed.contains(&ended.key) {
-                continue;
-            }
-            let opened = match self.tracker.open_matching(ended.pid, ended.key) {
-                Err(TrackerError::Pidfd(error)) if error.is_exhaustion() => {
-                    complete = false;
-                    continue;
-                }
-                result => result?,
-            };
-            match opened {
-                Some(pidfd) if !pidfd.is_dead() => {
-                    complete &= self.watch.has_room();
-                    self.keep(ended.key, pidfd)?;
-                }
-                Some(_) | None => {
-                    self.observed.insert(ended.key);
-                }
-            }
-        }
-        // A death may be counted a moment before its record is there.
-        if complete && self.exits_found >= counted {
-            self.exits_read = Some(counted);
-        }
-        Ok(complete)
-    }
-
-    /// Notes how a member ended that was alive when the stop began.
-    fn enter_death(&mut self, ended: &Ended) {
-        let seen = self
-            .seen
-            .entry(ended.key)
-            .or_insert_with(|| StoppedProcess::new(ended.key, ended.pid, ended.parent, &ended.comm));
-        seen.comm.clone_from(&ended.comm);
-        if seen.fate.is_none() {
-            seen.fate = Some(Fate::of_wait_status(ended.status));
-            seen.ended_after = Some(ended.ended.saturating_sub(self.began_boottime));
-            self.exits_found += 1;
-        }
-    }
-
-    fn finish(mut self) -> Result<StopReport, StopError> {
-        drop(self.gate.take());
-        let complete = self.observe_exits()?;
-        self.bury_dead()?;
-        let empty = self.is_empty()?;
-        let survivors = self.survivors()?;
-        let doubts = self.doubts(complete)?;
-        let Some(kin) = self.family.first() else {
-            return Err(TrackerError::NotRegistered(self.service.name().to_owned()).into());
-        };
-        let report = StopReport {
-            service: kin.info.name.clone(),
-            instance: kin.info.instance.clone(),
-            tracking: self.tracker.tracking(),
-            proven: empty && survivors.is_empty() && doubts.is_empty(),
-            doubts,
-            elapsed: self.began.elapsed(),
-            kill_rounds: self.rounds,
-            gate: self.gate_used,
-            processes: self.seen.into_values().collect(),
-            survivors,
-        };
-        if !empty || !report.survivors.is_empty() {
-            return Err(StopError::Survivors(Box::new(report)));
-        }
-        for kin in self.family.iter().skip(1).rev() {
-            // Its registrant was a member and is dead.
-            self.tracker.unregister_id(kin.info.id)?;
-        }
-        self.tracker.set_state(self.service.id(), ServiceState::Up)?;
-        Ok(report)
-    }
-
-    fn doubts(&self, complete: bool) -> Result<Vec<Doubt>, StopError> {
-        let missed = self.tracker.missed_creations()?;
-        let detached = self.tracker.detached_hooks();
-        let mut doubted = Vec::new();
-        for kin in &self.family {
-            let out_of_sight = self.tracker.is_out_of_sight(&kin.info);
-            for doubt in doubts(&kin.info, missed, &detached, out_of_sight) {
-                if !doubted.contains(&doubt) {
-                    doubted.push(doubt);
-                }
-            }
-        }
-        let unobserved = self.exits().saturating_sub(self.exits_found);
-        if unobserved > 0 || !complete {
-            doubted.push(Doubt::UnobservedDeaths { count: unobserved });
-        }
-        Ok(doubted)
-    }
-
-    /// Members that are left, and dead ones that still hold resources.
-    fn survivors(&mut self) -> Result<Vec<Survivor>, StopError> {
-        let (members, _) = self.list()?;
-        self.forget_released(&members)?;
-        let mut left: BTreeMap<_, _> = members
-            .into_iter()
-            .map(|member| (member.key, (member.pid, member.comm)))
-            .collect();
-        for key in self.watch.keys() {
-            if let Some(seen) = self.seen.get(&key) {
-                left.entry(key).or_insert((seen.pid, seen.comm.clone()));
-            }
-        }
-        let survivor = |(key, (pid, comm))| {
-            let condition = self.tracker.condition(pid, key);
-            Survivor::new(key, pid, comm, condition, self.refused.get(&key))
-        };
-        Ok(left.into_iter().map(survivor).collect())
-    }
-}
-
-impl Kin {
-    fn new(info: ServiceInfo) -> Self {
-        Self { info, exits_before: 0 }
-    }
-
-    /// Reads the record again and returns how many members there are; one that is gone has none.
-    fn refresh(&mut self, tracker: &Tracker) -> Result<u64, StopError> {
-        match tracker.info_of(self.info.id)? {
-            Some(info) => {
-                self.info = info;
-                Ok(self.info.live)
-            }
-            None => Ok(0),
         }
     }
 }

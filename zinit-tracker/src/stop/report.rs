@@ -5,10 +5,11 @@ use std::{fmt, time::Duration};
 use nix::sys::signal::Signal;
 use serde::{Serialize, Serializer};
 
-use super::proof::Doubt;
+use super::{proof::Doubt, survivor::Survivor};
 use crate::{
-    process::{ProcessKey, stat::Condition},
-    tracker::Tracking,
+    kernel::GateKind,
+    process::ProcessKey,
+    tracker::{Sign, Stray, Suspect, Tracking},
 };
 
 /// The outcome of a stop.
@@ -20,6 +21,8 @@ pub struct StopReport {
     pub instance: String,
     /// How well its descendants are known.
     pub tracking: Tracking,
+    /// Why they are not known exactly; `None`: they are.
+    pub fallback_reason: Option<String>,
     /// Whether it is certain that nothing of the service is left.
     pub proven: bool,
     /// Why it is not, if it is not and nobody survives.
@@ -27,14 +30,33 @@ pub struct StopReport {
     /// From the request to the end of verification.
     #[serde(rename = "elapsed_us", serialize_with = "crate::units::microseconds")]
     pub elapsed: Duration,
+    /// From the end of the grace period to the end of verification; `None`: nobody had to be killed.
+    #[serde(rename = "killing_us", serialize_with = "optional_microseconds")]
+    pub killing: Option<Duration>,
     /// How often members were listed and killed; 0 if all ended within the grace period.
     pub kill_rounds: u32,
-    /// Whether the system-call gate was needed.
-    pub gate: bool,
+    /// The gate that kept members from forking, if one was needed.
+    pub gate: Option<GateUse>,
     /// Every member that was alive during the stop, oldest first.
     pub processes: Vec<StoppedProcess>,
     /// Members that are not dead, or whose end could not be observed in time.
     pub survivors: Vec<Survivor>,
+    /// Living processes that show signs of the service which others can show as well, or which were let go on purpose. They
+    /// were not signalled. Looked for only if there are doubts.
+    pub suspects: Vec<Suspect>,
+}
+
+/// A gate that a stop has closed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct GateUse {
+    /// How it works.
+    pub kind: GateKind,
+    /// From the end of the grace period until it was closed.
+    #[serde(rename = "closed_after_us", serialize_with = "crate::units::microseconds")]
+    pub closed_after: Duration,
+    /// How long closing it took.
+    #[serde(rename = "took_us", serialize_with = "crate::units::microseconds")]
+    pub took: Duration,
 }
 
 /// A member that was alive when the stop began or was created during it.
@@ -49,9 +71,12 @@ pub struct StoppedProcess {
     pub parent_tgid: u32,
     /// Command name.
     pub comm: String,
+    /// What showed that it belongs to the service, if the kernel's books did not have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign: Option<Sign>,
     /// The signals that it was sent, in order.
     pub signals: Vec<SentSignal>,
-    /// How it ended; `None`: it did not, or the kernel's record of it is gone.
+    /// How it ended; `None`: it did not, the kernel's record of it is gone, or at level `procfs` nobody saw how.
     pub fate: Option<Fate>,
     /// From the request to its end.
     #[serde(rename = "ended_after_us", serialize_with = "optional_microseconds")]
@@ -65,9 +90,21 @@ impl StoppedProcess {
             pid,
             parent_tgid: parent.tgid,
             comm: comm.to_owned(),
+            sign: None,
             signals: Vec::new(),
             fate: None,
             ended_after: None,
+        }
+    }
+
+    pub(super) fn stray(stray: &Stray) -> Self {
+        let parent = ProcessKey {
+            tgid: stray.parent_tgid,
+            start_boottime_ns: 0,
+        };
+        Self {
+            sign: Some(stray.sign),
+            ..Self::new(stray.key, stray.pid, parent, &stray.comm)
         }
     }
 }
@@ -114,54 +151,6 @@ impl fmt::Display for Fate {
                 Err(_) => write!(f, "signal {number}"),
             },
         }
-    }
-}
-
-/// A process that is still there.
-#[derive(Clone, Debug, Serialize)]
-pub struct Survivor {
-    /// Its unique name.
-    #[serde(flatten)]
-    pub key: ProcessKey,
-    /// Its pid in the caller's pid namespace; 0 if that does not show it.
-    pub pid: u32,
-    /// Command name.
-    pub comm: String,
-    /// The state letter of `/proc/PID/stat`; `None`: `/proc` does not show it.
-    pub state: Option<char>,
-    /// What it waits for or who holds it, in words.
-    pub cause: String,
-}
-
-impl Survivor {
-    pub(super) fn new(
-        key: ProcessKey,
-        pid: u32,
-        comm: String,
-        condition: Option<Condition>,
-        refused: Option<&String>,
-    ) -> Self {
-        Self {
-            key,
-            pid,
-            comm,
-            state: condition.as_ref().map(|condition| condition.state),
-            cause: refused.cloned().unwrap_or_else(|| cause(condition)),
-        }
-    }
-}
-
-fn cause(condition: Option<Condition>) -> String {
-    let Some(Condition { state, wchan, tracer }) = condition else {
-        return "/proc does not show it".to_owned();
-    };
-    let place = wchan.map_or_else(String::new, |function| format!(" in {function}"));
-    match state {
-        't' => format!("traced by pid {tracer}"),
-        'D' => format!("uninterruptible{place}"),
-        'Z' => "its main thread is a zombie, another thread lives".to_owned(),
-        _ if tracer != 0 => format!("traced by pid {tracer}"),
-        state => format!("in state {state}{place}"),
     }
 }
 

@@ -31,15 +31,25 @@ pub struct Adoption {
     pub suspects: Vec<Suspect>,
 }
 
-/// A process that may have left the tree before it was adopted.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+/// A process that shows signs of a service and is not in its books.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Suspect {
     /// Its pid.
     pub pid: u32,
     /// Command name.
     pub comm: String,
-    /// What it shares with the members: `session` or `group`.
+    /// What it shares with the members: `session`, `group`, `cgroup`, `parent` or `cookie`.
     pub shares: &'static str,
+}
+
+impl Suspect {
+    pub(super) fn new(pid: u32, comm: &str, shares: &'static str) -> Self {
+        Self {
+            pid,
+            comm: comm.to_owned(),
+            shares,
+        }
+    }
 }
 
 impl Tracker {
@@ -54,7 +64,7 @@ impl Tracker {
     /// When the pid is 0, 1, the caller's, an ancestor's of the caller or a kernel thread's, belongs to a service, or
     /// does not exist.
     pub fn adopt(&self, service: &Service, pid: u32) -> Result<Adoption, TrackerError> {
-        let _guard = self.kernel.exclusive()?;
+        let _guard = self.books.exclusive()?;
         let root = self.adoptable(pid)?;
         let info = self.info(service)?;
         if info.state != ServiceState::Up && info.live > 0 {
@@ -78,31 +88,31 @@ impl Tracker {
 
     fn begin_adoption(&self, service: &Service, root: ProcessKey) -> Result<(), TrackerError> {
         // Those of an adopter that died.
-        self.kernel.withdraw_adoptions()?;
+        self.books.withdraw_adoptions()?;
         let begin = StateChange {
             state: service_state::UP.into(),
             set_flags: service_flag::ADOPTED.into(),
             adopting: 1,
             ..StateChange::NONE
         };
-        self.kernel.change(service.id.0, begin)?;
-        Ok(self.kernel.request_adoption(root, service.id.0)?)
+        self.books.change(service.id.0, begin)?;
+        self.books.request_adoption(root, service.id.0)
     }
 
     fn end_adoption(&self, service: &Service) -> Result<(), TrackerError> {
-        self.kernel.withdraw_adoptions()?;
+        self.books.withdraw_adoptions()?;
         let end = StateChange {
             adopting: 0,
             ..StateChange::NONE
         };
-        self.kernel.change(service.id.0, end)?;
+        self.books.change(service.id.0, end)?;
         Ok(())
     }
 
     /// Repeats the pass until it finds nothing. Returns whether it did.
     fn adopt_passes(&self) -> Result<bool, TrackerError> {
         for _ in 0..MAX_PASSES {
-            if self.kernel.adopt()? == 0 {
+            if self.books.adopt()? == 0 {
                 return Ok(true);
             }
         }
@@ -112,7 +122,7 @@ impl Tracker {
     /// The unique name of the process with this pid, if a service may have it.
     fn adoptable(&self, pid: u32) -> Result<ProcessKey, TrackerError> {
         let refused = |reason| TrackerError::Refused { pid, reason };
-        let tasks = self.kernel.tasks()?;
+        let tasks = self.books.tasks()?;
         match pid {
             0 => return Err(refused("it names no process")),
             1 => return Err(refused("it is the init process of this pid namespace")),
@@ -132,7 +142,7 @@ impl Tracker {
         if initial_namespace && (task.tgid == KTHREADD || task.parent_tgid == KTHREADD) {
             return Err(refused("it is a kernel thread"));
         }
-        if let Some(entry) = self.kernel.process(task.tgid)?
+        if let Some(entry) = self.books.process(task.tgid)?
             && entry.start_boottime_ns == task.start_boottime_ns
         {
             return Err(TrackerError::AlreadyTracked {
@@ -179,11 +189,7 @@ fn suspects(members: &[Member]) -> Vec<Suspect> {
             } else {
                 return None;
             };
-            Some(Suspect {
-                pid: other.pid,
-                comm: other.comm,
-                shares,
-            })
+            Some(Suspect::new(other.pid, &other.comm, shares))
         })
         .collect()
 }

@@ -16,9 +16,26 @@ pub enum Pins {
     SharedOrPrivate(PathBuf),
 }
 
+/// How well descendants must be known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Level {
+    /// Exactly if that is possible here; else as well as `/proc` shows them, and a warning says why.
+    #[default]
+    Auto,
+    /// Exactly, or not at all.
+    Ebpf,
+    /// As well as `/proc` shows them.
+    Procfs,
+}
+
 /// How a tracker is opened.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// How well descendants must be known.
+    pub level: Level,
+    /// This process creates children through this tracker only. Then level `procfs` can tell orphans that were given to it from
+    /// children of its own, and loses nobody of a single service that way.
+    pub sole_parent: bool,
     /// Where maps, programs and links live.
     pub pins: Pins,
     /// Who manages the services that this tracker registers; service names are unique within an instance.
@@ -27,15 +44,21 @@ pub struct Config {
     pub max_processes: Option<u32>,
     /// Diagnostics of the programs through aya-log; `None`: off, at no cost. Only the loader decides.
     pub program_log: Option<aya_log::Level>,
+    /// A hook that is left out, by its program's name, so that tests see what it is for. Only the loader decides.
+    #[doc(hidden)]
+    pub without_hook: Option<&'static str>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
+            level: Level::Auto,
+            sole_parent: false,
             pins: Pins::SharedOrPrivate(DEFAULT_PINS.into()),
             instance: "tool".to_owned(),
             max_processes: None,
             program_log: None,
+            without_hook: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What goes wrong with services.
 
 use crate::{
+    fallback::ProcfsError,
     kernel::{BooksError, KernelError, PinError, RequirementError},
     process::PidfdError,
 };
@@ -20,6 +21,15 @@ pub enum TrackerError {
     /// The pins could not be locked.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// The books of level `procfs` could not be kept.
+    #[error(transparent)]
+    Procfs(#[from] ProcfsError),
+    /// Nobody else's books can be joined at level `procfs`.
+    #[error(
+        "level procfs keeps its books in the process that runs the service, and nobody else can see them: to stop the service, \
+         send that process SIGTERM"
+    )]
+    NotShared,
     /// A pidfd could not be used.
     #[error(transparent)]
     Pidfd(#[from] PidfdError),
@@ -67,6 +77,9 @@ pub enum TrackerError {
     /// Another process has the tracker open.
     #[error("another process uses the tracker: end it first")]
     InUse,
+    /// Another program holds the lock of the books for longer than this one may wait.
+    #[error("another program holds the lock of the books: `lslocks` names it; let it go on, or end it")]
+    Locked,
     /// The service is being stopped.
     #[error("service {0:?} is being stopped")]
     Stopping(String),
@@ -106,6 +119,12 @@ pub enum TrackerError {
     /// The process belongs to no service.
     #[error("pid {0} belongs to no service")]
     NotTracked(u32),
+    /// The process belongs to no service, and no recorded one that had the pid did.
+    #[error("pid {0} belongs to no service, and no process of that pid that is on record did")]
+    NoLineage(u32),
+    /// A fault of this program; what it has panicked with is in the log.
+    #[error("an operation on the books broke off: {0}")]
+    BrokenOff(String),
     /// A file descriptor could not be watched.
     #[error("failed to watch processes")]
     Watch(#[from] std::io::Error),

@@ -2,17 +2,18 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
 use serde::Serialize;
-use zinit_ebpf::{Exit, ExitKey, Process, process_flag};
+use zinit_ebpf::{Exit, ExitKey, Process, StateChange, process_flag, service_flag};
 
 use super::{
-    Tracker, TrackerError,
+    Existence, Tracker, TrackerError,
     service::{Service, ServiceId, text},
 };
-use crate::process::ProcessKey;
+use crate::{fallback::UNKNOWN_STATUS, process::ProcessKey};
 
 /// A live member of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -54,8 +55,8 @@ pub struct Ended {
     pub parent: ProcessKey,
     /// Command name.
     pub comm: String,
-    /// Wait status as in wait(2).
-    pub status: u32,
+    /// Wait status as in wait(2); `None`: somebody reaped it unseen (level `procfs` only).
+    pub status: Option<u32>,
     /// Time since boot at which it died.
     pub ended: Duration,
 }
@@ -74,10 +75,20 @@ impl Tracker {
 
     /// The live members of the services, oldest first.
     pub(crate) fn members(&self, services: &[ServiceId]) -> Result<Vec<Member>, TrackerError> {
-        let entries = self.kernel.processes()?;
+        self.members_where(|service| services.contains(&service))
+    }
+
+    /// The live members of all services, oldest first.
+    pub(super) fn all_members(&self) -> Result<Vec<Member>, TrackerError> {
+        self.members_where(|_| true)
+    }
+
+    fn members_where(&self, wanted: impl Fn(ServiceId) -> bool) -> Result<Vec<Member>, TrackerError> {
+        self.find_missed_exits()?;
+        let entries = self.books.processes()?;
         let mut members: Vec<_> = entries
             .iter()
-            .filter(|(_, entry)| services.contains(&ServiceId(entry.service)))
+            .filter(|(_, entry)| wanted(ServiceId(entry.service)))
             .map(|(tgid, entry)| Member::new(*tgid, entry))
             .collect();
         if self.here.level != 0 {
@@ -87,12 +98,35 @@ impl Tracker {
         Ok(members)
     }
 
+    /// If the kernel has skipped exits since this was last done, lets it look through all processes for them.
+    fn find_missed_exits(&self) -> Result<(), TrackerError> {
+        let missed = self.books.missed_exits()?;
+        if self.exits_looked_for.load(Ordering::Relaxed) == missed {
+            return Ok(());
+        }
+        // The walk finds those that are dead. One that is dying yet is looked for again.
+        let dying = self.existing()?.into_values().any(|found| found == Existence::Dying);
+        if !dying {
+            self.exits_looked_for.store(missed, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// The members of the services that died, oldest first; the kernel keeps the newest 16,384 machine-wide.
     pub(crate) fn ended(&self, services: &[ServiceId]) -> Result<Vec<Ended>, TrackerError> {
-        let records = self.kernel.exits()?;
+        self.ended_where(|service| services.contains(&service))
+    }
+
+    /// As [`Tracker::ended`], of all services, those that are not registered any more included.
+    pub(super) fn all_ended(&self) -> Result<Vec<Ended>, TrackerError> {
+        self.ended_where(|_| true)
+    }
+
+    fn ended_where(&self, wanted: impl Fn(ServiceId) -> bool) -> Result<Vec<Ended>, TrackerError> {
+        let records = self.books.exits()?;
         let mut ended: Vec<_> = records
             .iter()
-            .filter(|(_, exit)| services.contains(&ServiceId(exit.service)))
+            .filter(|(_, exit)| wanted(ServiceId(exit.service)))
             .map(|(key, exit)| Ended::new(key, exit))
             .collect();
         if self.here.level != 0 {
@@ -104,7 +138,7 @@ impl Tracker {
 
     /// Replaces the registrant's view of pids by the caller's, where the caller is in a nested pid namespace.
     fn translate<'a>(&self, pids: impl Iterator<Item = (ProcessKey, &'a mut u32)>) -> Result<(), TrackerError> {
-        let tasks = self.kernel.tasks()?;
+        let tasks = self.books.tasks()?;
         let seen: HashMap<_, _> = tasks
             .iter()
             .map(|task| ((task.tgid, task.start_boottime_ns), task.pid))
@@ -123,14 +157,30 @@ impl Tracker {
     ///
     /// When no member has the pid.
     pub fn release(&self, pid: u32) -> Result<Vec<Member>, TrackerError> {
-        let _guard = self.kernel.exclusive()?;
+        let _guard = self.books.exclusive()?;
         let ids: Vec<_> = self.services()?.iter().map(|info| info.id).collect();
         let root = self
             .members(&ids)?
             .into_iter()
             .find(|member| member.pid == pid)
             .ok_or(TrackerError::NotTracked(pid))?;
+        self.release_from(root)
+    }
+
+    /// As [`Tracker::release`], of exactly this member; one that is dead has descendants all the same.
+    pub(crate) fn release_member(&self, member: Member) -> Result<Vec<Member>, TrackerError> {
+        let _guard = self.books.exclusive()?;
+        self.release_from(member)
+    }
+
+    /// The caller holds the books exclusively.
+    fn release_from(&self, root: Member) -> Result<Vec<Member>, TrackerError> {
         let service = [root.service];
+        let released_some = StateChange {
+            set_flags: service_flag::RELEASED.into(),
+            ..StateChange::NONE
+        };
+        self.books.change(root.service.0, released_some)?;
         let mut family = HashSet::from([root.key]);
         let mut released = Vec::new();
         loop {
@@ -150,7 +200,7 @@ impl Tracker {
             }
             let mut found = false;
             for member in members.into_iter().filter(|member| family.contains(&member.key)) {
-                if self.kernel.release(member.key, false)? {
+                if self.books.release(member.key, false)? {
                     found = true;
                     released.push(member);
                 }
@@ -200,7 +250,7 @@ impl Ended {
                 start_boottime_ns: exit.parent_start_boottime_ns,
             },
             comm: text(&exit.comm),
-            status: exit.status,
+            status: (exit.status != UNKNOWN_STATUS).then_some(exit.status),
             ended: Duration::from_nanos(exit.exit_boottime_ns),
         }
     }

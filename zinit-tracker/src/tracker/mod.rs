@@ -1,42 +1,68 @@
 //! Services and their members: register, spawn, adopt, list, release.
 //!
 //! The pinned maps are the database; a [`Tracker`] is one client of them and keeps no state of its own that another
-//! client would miss. How a service is stopped is [`stop`](mod@crate::stop)'s business.
+//! client would miss. Where BPF cannot be had, the books are in the memory of this process instead ([`Level`]). How a service is stopped is [`stop`](mod@crate::stop)'s business.
 
 mod adopt;
+mod books;
 mod config;
 mod error;
+mod escapes;
+mod history;
+mod level;
+mod lineage;
 mod member;
 mod service;
 mod spawn;
+mod sweep;
+mod usage;
 mod wait;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::AtomicU64,
+    time::Duration,
+};
 
 pub use adopt::{Adoption, Suspect};
-pub use config::{Config, DEFAULT_PINS, Pins};
+pub use config::{Config, DEFAULT_PINS, Level, Pins};
 pub use error::TrackerError;
+pub use escapes::{Departure, Escape};
+pub use history::{EventLosses, KEPT_EXITS};
+pub use level::Tracking;
+pub use lineage::{Alive, Creator, Lineage, Link};
 pub use member::{Ended, Member};
 pub use service::{Service, ServiceId, ServiceInfo, ServiceState};
-pub(crate) use wait::{RECHECK, Watch};
-use zinit_ebpf::{StateChange, Stats, service_state};
+pub use spawn::COOKIE;
+pub use sweep::Sign;
+pub(crate) use sweep::{Stray, Sweeper};
+pub use usage::MemberUsage;
+pub(crate) use wait::{RECHECK, Watch, Watched};
+use zinit_ebpf::{Service as Record, StateChange, Stats, service_state};
 
+use self::books::Books;
 use crate::{
+    fallback::Sight,
     kernel::{
-        EventStream, EventsError, Gate, Kernel, KernelError, LoadOptions, PinError, ProgramLog, check_requirements,
+        EventStream, EventsError, Gate, GateKind, Kernel, KernelError, LoadOptions, PinError, ProgramLog,
+        check_requirements,
     },
     process::{
-        Pidfd, PidfdError, ProcessKey,
-        stat::{self, Condition, StartClock},
+        Machine, Matched, Pidfd, PidfdError, ProcessKey,
+        condition::{Condition, condition},
+        stat::{self, StartClock},
     },
 };
 
-/// How well descendants are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Tracking {
-    /// The kernel keeps the books: exact.
-    Ebpf,
+/// How alive a process is that has not been reaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Existence {
+    /// A thread has not begun to exit.
+    Alive,
+    /// All threads exit; files, locks and sockets may be open yet.
+    Dying,
+    /// Nothing is left but its exit status.
+    Dead,
 }
 
 /// Where the caller stands: its pid namespace, and itself.
@@ -49,16 +75,20 @@ struct Here {
 
 /// A client of the machine's tracker.
 pub struct Tracker {
-    kernel: Kernel,
+    books: Books,
     here: Here,
     clock: StartClock,
     instance: String,
+    /// Whether `/proc` may not show a process that exists.
+    proc_may_hide: bool,
+    /// How many skipped exits there had been when they were last looked for.
+    exits_looked_for: AtomicU64,
 }
 
 impl std::fmt::Debug for Tracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tracker")
-            .field("pins", &self.kernel.pin_directory())
+            .field("pins", &self.books.pin_directory())
             .field("instance", &self.instance)
             .finish_non_exhaustive()
     }
@@ -66,23 +96,21 @@ impl std::fmt::Debug for Tracker {
 
 impl Tracker {
     /// Joins the tracker that is pinned, or loads and pins it.
-    ///
-    /// # Errors
-    ///
-    /// When a requirement is not met, the pins are of another layout, or the kernel refuses a program.
-    pub fn open(config: &Config) -> Result<Self, TrackerError> {
+    fn open_ebpf(config: &Config) -> Result<Self, TrackerError> {
         check_requirements()?;
         let options = LoadOptions {
             max_processes: config.max_processes,
             log: config.program_log,
+            without_hook: config.without_hook,
         };
         let kernel = match &config.pins {
             Pins::Shared(directory) => Kernel::open(directory, options)?,
             Pins::Private => Kernel::open_private(options)?,
             Pins::SharedOrPrivate(directory) => match Kernel::open(directory, options) {
                 Err(KernelError::Pin(reason @ (PinError::NotBpffs(_) | PinError::Io { .. }))) => {
+                    let kernel = Kernel::open_private(options)?;
                     tracing::warn!(%reason, "running unpinned: tracking ends with this process, and others cannot see it");
-                    Kernel::open_private(options)?
+                    kernel
                 }
                 result => result?,
             },
@@ -94,8 +122,11 @@ impl Tracker {
     ///
     /// # Errors
     ///
-    /// As [`Tracker::open`].
+    /// As [`Tracker::open`] at [`Level::Ebpf`], whatever the configuration says: at level `procfs` there is nothing to join.
     pub fn open_existing(config: &Config) -> Result<Option<Self>, TrackerError> {
+        if config.level == Level::Procfs {
+            return Err(TrackerError::NotShared);
+        }
         check_requirements()?;
         let directory = match &config.pins {
             Pins::Shared(directory) | Pins::SharedOrPrivate(directory) => directory,
@@ -110,10 +141,12 @@ impl Tracker {
     fn new(kernel: Kernel, config: &Config) -> Result<Self, TrackerError> {
         match Self::stand(&kernel, config) {
             Ok((instance, here, clock)) => Ok(Self {
-                kernel,
+                books: Books::Kernel(Box::new(kernel)),
                 here,
                 clock,
                 instance,
+                proc_may_hide: stat::proc_may_hide(),
+                exits_looked_for: AtomicU64::new(0),
             }),
             Err(error) => {
                 let unused = || Ok(kernel.services()?.is_empty());
@@ -149,12 +182,6 @@ impl Tracker {
         Ok((instance, here, clock))
     }
 
-    /// How well descendants are known.
-    #[must_use]
-    pub fn tracking(&self) -> Tracking {
-        Tracking::Ebpf
-    }
-
     /// Removes the pins if no service is registered and no other process uses the tracker. Returns whether it did.
     ///
     /// For one-shot uses: a supervisor just drops the tracker and finds everything again when it starts anew.
@@ -163,8 +190,18 @@ impl Tracker {
     ///
     /// When the pins cannot be removed.
     pub fn close(self) -> Result<bool, TrackerError> {
-        let unused = || Ok(self.kernel.services()?.is_empty());
-        Ok(self.kernel.unload_if(unused)?)
+        self.leave()
+    }
+
+    /// As [`Tracker::close`], for one that is shared: afterwards it must not be used any more.
+    pub(crate) fn leave(&self) -> Result<bool, TrackerError> {
+        self.books.unload_if(|services| services.is_empty())
+    }
+
+    /// Who manages the services that this tracker registers.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// Forgets every service and removes the pins, if no service has a member and no other process uses the tracker.
@@ -175,12 +212,11 @@ impl Tracker {
     /// removed.
     pub fn unload(self) -> Result<(), TrackerError> {
         let mut busy = None;
-        let unused = || {
-            let services = self.kernel.services()?;
+        let unused = |services: &[(u32, Record)]| {
             busy = services.iter().find(|(_, service)| service.live > 0).copied();
-            Ok(busy.is_none())
+            busy.is_none()
         };
-        if self.kernel.unload_if(unused)? {
+        if self.books.unload_if(unused)? {
             return Ok(());
         }
         Err(match busy {
@@ -201,7 +237,7 @@ impl Tracker {
     ///
     /// When another process reads them.
     pub fn events(&self) -> Result<EventStream, EventsError> {
-        self.kernel.events()
+        self.books.events()
     }
 
     /// Counters of the programs since they were loaded.
@@ -210,7 +246,7 @@ impl Tracker {
     ///
     /// When the map cannot be read.
     pub fn stats(&self) -> Result<Stats, TrackerError> {
-        Ok(self.kernel.stats()?)
+        self.books.stats()
     }
 
     /// How often the kernel skipped each hook since it was loaded.
@@ -219,33 +255,50 @@ impl Tracker {
     ///
     /// When a program cannot be inspected.
     pub fn misses(&self) -> Result<Vec<(&'static str, u64)>, TrackerError> {
-        Ok(self.kernel.misses()?)
+        self.books.misses()
     }
 
     /// How many processes can be tracked at a time.
     #[must_use]
     pub fn capacity(&self) -> u32 {
-        self.kernel.max_processes()
+        self.books.capacity()
     }
 
     /// Where the maps are pinned; `None`: nowhere, they go with this process.
     #[must_use]
     pub fn pin_directory(&self) -> Option<&std::path::Path> {
-        self.kernel.pin_directory()
+        self.books.pin_directory()
     }
 
     /// What the programs log, if this tracker loaded them with [`Config::program_log`]; `None` the second time.
     #[must_use]
     pub fn program_log(&self) -> Option<ProgramLog> {
-        self.kernel.take_log()
+        self.books.take_log()
     }
 
     pub(crate) fn missed_creations(&self) -> Result<u64, TrackerError> {
-        Ok(self.kernel.missed_creations()?)
+        self.books.missed_creations()
     }
 
-    pub(crate) fn attach_gate(&self) -> Result<Gate, TrackerError> {
-        Ok(self.kernel.gate()?)
+    /// Does the work behind a closed gate, as a stop that needs one does. Returns which it was, how long closing it took, and
+    /// what came of the work; `None`: there is no gate at this level, and nothing was done.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn with_gate<R>(&self, work: impl FnOnce() -> R) -> Result<Option<(GateKind, Duration, R)>, TrackerError> {
+        let gate = self.close_gate()?;
+        Ok(gate.map(|gate| (gate.kind, gate.took, work())))
+    }
+
+    /// Closes a gate on who forks while it is killed; `None`: there is none at this level.
+    pub(crate) fn close_gate(&self) -> Result<Option<Gate>, TrackerError> {
+        self.books.close_gate()
+    }
+
+    /// What this level sees of a service and what not; `None`: everything.
+    pub(crate) fn sight(&self, service: ServiceId) -> Result<Option<Sight>, TrackerError> {
+        self.books.sight(service.0)
     }
 
     pub(crate) fn set_state(&self, service: ServiceId, state: ServiceState) -> Result<(), TrackerError> {
@@ -258,13 +311,57 @@ impl Tracker {
             state: state.into(),
             ..StateChange::NONE
         };
-        self.kernel.change(service.0, change)?;
+        self.books.change(service.0, change)?;
         Ok(())
     }
 
-    /// Hooks that are loaded but not attached any more.
-    pub(crate) fn detached_hooks(&self) -> Vec<&'static str> {
-        self.kernel.detached_hooks()
+    /// Attaches hooks that have come loose again; every service then knows that it was unwatched for a while. Members that
+    /// died meanwhile leave the books.
+    ///
+    /// If that cannot be done, the hooks stay loose, which is a doubt and no reason to leave a service alone.
+    pub(crate) async fn mend_hooks(&self) -> Result<(), TrackerError> {
+        // Without the lock: whoever holds it for long must not hold up every stop.
+        if self.loose_hooks().is_empty() {
+            return Ok(());
+        }
+        let exclusive = self.books.exclusive_in_time().await;
+        match exclusive.and_then(|exclusive| self.books.mend_hooks(&exclusive)) {
+            Ok(mended) if mended.is_empty() => return Ok(()),
+            Ok(hooks) => tracing::warn!(
+                ?hooks,
+                "hooks were not attached and are again: what happened meanwhile is unknown"
+            ),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "hooks are not attached"),
+        }
+        self.bury_vanished()
+    }
+
+    /// Takes out members that are reaped, and that no hook saw dying. Does nothing where the caller does not see everybody.
+    fn bury_vanished(&self) -> Result<(), TrackerError> {
+        if self.here.level != 0 {
+            return Ok(());
+        }
+        // In this order: a process that is in the books and then not among all is gone.
+        let entries = self.books.processes()?;
+        let there = self.existing()?;
+        let key = |(tgid, entry): &(u32, zinit_ebpf::Process)| ProcessKey {
+            tgid: *tgid,
+            start_boottime_ns: entry.start_boottime_ns,
+        };
+        for gone in entries.iter().map(key).filter(|key| !there.contains_key(key)) {
+            self.bury(gone)?;
+        }
+        Ok(())
+    }
+
+    /// Hooks that are loaded but not attached.
+    pub(crate) fn loose_hooks(&self) -> Vec<&'static str> {
+        self.books.loose_hooks()
+    }
+
+    /// Maps whose pins are gone or are other maps'.
+    pub(crate) fn replaced_pins(&self) -> Vec<&'static str> {
+        self.books.replaced_pins()
     }
 
     /// Whether processes of this service can be invisible to the caller: their registrant is in another pid namespace.
@@ -272,48 +369,67 @@ impl Tracker {
         self.here.level != 0 && info.pid_namespace != self.here.pid_namespace
     }
 
-    /// A pidfd that certainly is the member's: its entry is there before and after opening, and `/proc` shows the
-    /// entry's start time for the pid that was opened.
-    ///
-    /// `None`: the member is dead, or was released.
-    pub(crate) fn open_member(&self, member: &Member) -> Result<Option<Pidfd>, TrackerError> {
-        let Some(pidfd) = self.open_matching(member.pid, member.key)? else {
-            if self.is_member(member)? && member.pid != 0 && self.is_gone(member.key)? {
-                // Its exit was missed, and whoever reaped it freed the pid: nothing else will take it out.
-                self.bury(member.key)?;
-            }
-            return Ok(None);
+    /// The member, to be signalled. `None`: it is dead, or was released.
+    pub(crate) fn open_member(&self, member: &Member) -> Result<Option<Matched>, TrackerError> {
+        let books = OneMember { tracker: self, member };
+        let matched = match member.pid {
+            0 => None,
+            pid => Matched::member(&books, pid, member.key)?,
         };
-        Ok(self.is_member(member)?.then_some(pidfd))
+        if matched.is_none() && self.is_member(member)? && member.pid != 0 && self.is_gone(member.key)? {
+            // Its exit was missed, and whoever reaped it freed the pid: nothing else will take it out.
+            self.bury(member.key)?;
+        }
+        Ok(matched)
     }
 
     /// Whether the process is a member of that service right now.
     pub(crate) fn is_member(&self, member: &Member) -> Result<bool, TrackerError> {
-        let entry = self.kernel.process(member.key.tgid)?;
-        Ok(entry.is_some_and(|entry| {
-            entry.start_boottime_ns == member.key.start_boottime_ns && entry.service == member.service.0
-        }))
+        self.is_member_of(member.service, member.key)
+    }
+
+    fn is_member_of(&self, service: ServiceId, key: ProcessKey) -> Result<bool, TrackerError> {
+        let entry = self.books.process(key.tgid)?;
+        Ok(entry.is_some_and(|entry| entry.start_boottime_ns == key.start_boottime_ns && entry.service == service.0))
     }
 
     /// Whether exactly this process is a member of any service.
     pub(crate) fn is_recorded_alive(&self, key: ProcessKey) -> Result<bool, TrackerError> {
-        let entry = self.kernel.process(key.tgid)?;
+        let entry = self.books.process(key.tgid)?;
         Ok(entry.is_some_and(|entry| entry.start_boottime_ns == key.start_boottime_ns))
     }
 
     /// Whether the kernel has no living process of this name, as far as the caller's pid namespace shows.
     fn is_gone(&self, key: ProcessKey) -> Result<bool, TrackerError> {
-        let tasks = self.kernel.tasks()?;
+        if self.books.vouch_for(key) {
+            return Ok(false);
+        }
+        let tasks = self.books.tasks()?;
         Ok(!tasks.iter().any(|task| {
             task.tgid == key.tgid && task.start_boottime_ns == key.start_boottime_ns && task.live_threads > 0
         }))
     }
 
+    /// Every process that the caller's pid namespace shows and that is not reaped, by how alive it is.
+    pub(crate) fn existing(&self) -> Result<HashMap<ProcessKey, Existence>, TrackerError> {
+        let existence = |task: zinit_ebpf::Task| {
+            let key = ProcessKey {
+                tgid: task.tgid,
+                start_boottime_ns: task.start_boottime_ns,
+            };
+            let existence = match (task.live_threads, task.dead) {
+                (1.., _) => Existence::Alive,
+                (0, 0) => Existence::Dying,
+                (0, _) => Existence::Dead,
+            };
+            (key, existence)
+        };
+        Ok(self.books.tasks()?.into_iter().map(existence).collect())
+    }
+
     /// What `/proc` says of exactly this process.
     pub(crate) fn condition(&self, pid: u32, key: ProcessKey) -> Option<Condition> {
-        let condition = stat::condition(pid)?;
-        let matches = self.clock.matches(pid, key.start_boottime_ns);
-        matches.is_ok_and(|matches| matches).then_some(condition)
+        condition(pid, key.start_boottime_ns, self.clock)
     }
 
     /// A pidfd of the process with this name, if it is not reaped yet.
@@ -324,29 +440,68 @@ impl Tracker {
         if pid == 0 {
             return Ok(None);
         }
-        let Some(pidfd) = Pidfd::open(pid)? else {
-            return Ok(None);
-        };
-        let matches = self
+        match Pidfd::open(pid)? {
+            Some(pidfd) if self.books.agrees(key, &pidfd) && self.has_start_of(pid, key)? => Ok(Some(pidfd)),
+            _ => Ok(None),
+        }
+    }
+
+    fn has_start_of(&self, pid: u32, key: ProcessKey) -> Result<bool, TrackerError> {
+        let shown = self
             .clock
             .matches(pid, key.start_boottime_ns)
             .map_err(|source| PidfdError::Match { pid, source })?;
-        Ok(matches.then_some(pidfd))
+        if shown || self.books.vouch_for(key) {
+            return Ok(true);
+        }
+        if !self.proc_may_hide {
+            return Ok(false);
+        }
+        let tasks = self.books.tasks()?;
+        let wanted = |task: &zinit_ebpf::Task| {
+            task.pid == pid && task.tgid == key.tgid && task.start_boottime_ns == key.start_boottime_ns
+        };
+        Ok(tasks.iter().any(wanted))
     }
 
     /// The caller and its ancestors: no stop may signal one of them.
     pub(crate) fn own_line(&self) -> Result<HashSet<u32>, TrackerError> {
-        let tasks = self.kernel.tasks()?;
+        let tasks = self.books.tasks()?;
         Ok(self.ancestors(&tasks).chain([self.here.key.tgid]).collect())
     }
 
     /// Buries a member that was seen dead although its exit was not recorded.
     pub(crate) fn bury(&self, key: ProcessKey) -> Result<bool, TrackerError> {
-        Ok(self.kernel.release(key, true)?)
+        self.books.release(key, true)
     }
 
-    /// Time since boot, as the records count it.
-    pub(crate) fn now() -> Duration {
+    /// Time since boot, as the records count it: `CLOCK_BOOTTIME` of the initial time namespace.
+    #[must_use]
+    pub fn now() -> Duration {
         Duration::from_nanos(stat::boottime_ns())
+    }
+}
+
+/// This machine, for matching a member.
+struct OneMember<'a> {
+    tracker: &'a Tracker,
+    member: &'a Member,
+}
+
+impl Machine for OneMember<'_> {
+    type Handle = Pidfd;
+    type Error = TrackerError;
+
+    fn open(&self, pid: u32) -> Result<Option<Pidfd>, TrackerError> {
+        let opened = Pidfd::open(pid)?;
+        Ok(opened.filter(|pidfd| self.tracker.books.agrees(self.member.key, pidfd)))
+    }
+
+    fn has_start_of(&self, pid: u32, wanted: ProcessKey) -> Result<bool, TrackerError> {
+        self.tracker.has_start_of(pid, wanted)
+    }
+
+    fn is_recorded(&self, wanted: ProcessKey) -> Result<bool, TrackerError> {
+        self.tracker.is_member_of(self.member.service, wanted)
     }
 }

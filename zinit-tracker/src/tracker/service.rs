@@ -5,13 +5,21 @@ use std::{fmt, time::Duration};
 use serde::Serialize;
 use zinit_ebpf::{INSTANCE_LEN, NAME_LEN, Service as Record, StateChange, service_flag, service_state};
 
-use super::{Tracker, TrackerError};
+use super::{Tracker, TrackerError, books::Guard};
 use crate::process::ProcessKey;
 
 /// A service's number: unique between two loads of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct ServiceId(pub(crate) u32);
+
+impl ServiceId {
+    /// As the records have it.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self.0
+    }
+}
 
 impl fmt::Display for ServiceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -81,6 +89,10 @@ pub struct ServiceInfo {
     pub parent: Option<ServiceId>,
     /// Whether members were taken in that ran before tracking.
     pub adopted: bool,
+    /// Whether members were taken out of it alive.
+    pub released: bool,
+    /// Whether hooks were found detached while it was registered.
+    pub unwatched: bool,
     /// Time since boot at which it was registered.
     #[serde(rename = "registered_boottime_ns", serialize_with = "crate::units::nanoseconds")]
     pub registered: Duration,
@@ -116,10 +128,19 @@ impl ServiceInfo {
             },
             parent: (record.parent != 0).then_some(ServiceId(record.parent)),
             adopted: record.flags & service_flag::ADOPTED != 0,
+            released: record.flags & service_flag::RELEASED != 0,
+            unwatched: record.flags & service_flag::UNWATCHED != 0,
             registered: Duration::from_nanos(record.registered_boottime_ns),
             missed_before: record.missed_before,
             pid_namespace: record.pid_namespace,
         }
+    }
+
+    /// What processes that the tracker starts for this service carry in their environment, as
+    /// [`COOKIE`](super::COOKIE): unique until the next boot.
+    #[must_use]
+    pub fn cookie(&self) -> String {
+        format!("{}/{}/{}", self.instance, self.name, self.registered.as_nanos())
     }
 
     /// The handle with which the service is worked on.
@@ -174,12 +195,12 @@ impl Tracker {
     /// When the name is no name or in use within this instance, or too many services are registered.
     pub fn register(&self, name: &str) -> Result<Service, TrackerError> {
         checked(name, NAME_LEN)?;
-        let exclusive = self.kernel.exclusive()?;
+        let exclusive = self.books.exclusive()?;
         let taken = |info: &ServiceInfo| info.instance == self.instance && info.name == name;
         if self.services()?.iter().any(taken) {
             return Err(TrackerError::NameInUse(name.to_owned()));
         }
-        let me = self.kernel.process(self.here.key.tgid)?;
+        let me = self.books.process(self.here.key.tgid)?;
         let parent = me.filter(|entry| entry.start_boottime_ns == self.here.key.start_boottime_ns);
         let record = Record {
             live: 0,
@@ -187,7 +208,7 @@ impl Tracker {
             exits: 0,
             peak: 0,
             lost: 0,
-            missed_before: self.kernel.missed_creations()?,
+            missed_before: self.books.missed_creations()?,
             registered_boottime_ns: u64::try_from(Self::now().as_nanos()).unwrap_or(u64::MAX),
             registrant_start_boottime_ns: self.here.key.start_boottime_ns,
             root_start_boottime_ns: 0,
@@ -203,7 +224,7 @@ impl Tracker {
             instance: padded(&self.instance),
             name: padded(name),
         };
-        let id = self.kernel.insert_service(&exclusive, &record)?;
+        let id = self.books.insert_service(&exclusive, &record)?;
         Ok(Service {
             id: ServiceId(id),
             name: name.to_owned(),
@@ -216,11 +237,21 @@ impl Tracker {
     ///
     /// When it has members.
     pub fn unregister(&self, service: &Service) -> Result<(), TrackerError> {
-        self.unregister_id(service.id)
+        let exclusive = self.books.exclusive()?;
+        self.unregister_id(service.id, &exclusive)
     }
 
-    pub(crate) fn unregister_id(&self, id: ServiceId) -> Result<(), TrackerError> {
-        let exclusive = self.kernel.exclusive()?;
+    /// As [`Tracker::unregister`], without blocking the thread.
+    ///
+    /// # Errors
+    ///
+    /// Also [`TrackerError::Locked`], after a second.
+    pub(crate) async fn unregister_in_time(&self, id: ServiceId) -> Result<(), TrackerError> {
+        let exclusive = self.books.exclusive_in_time().await?;
+        self.unregister_id(id, &exclusive)
+    }
+
+    fn unregister_id(&self, id: ServiceId, exclusive: &Guard<'_>) -> Result<(), TrackerError> {
         match self.info_of(id)? {
             Some(info) if self.nested_live(&info)? > 0 => Err(TrackerError::NotEmpty {
                 name: info.name,
@@ -228,19 +259,28 @@ impl Tracker {
             }),
             Some(info) => {
                 self.inherit_doubts(&info)?;
-                self.kernel.remove_service(&exclusive, id.0)?;
+                self.books.remove_service(exclusive, id.0)?;
                 Ok(())
             }
             None => Ok(()),
         }
     }
 
-    /// Members of the service and of those nested in it.
+    /// How many members the service and those nested in it have.
+    ///
+    /// # Errors
+    ///
+    /// When it is not registered any more.
+    pub(crate) fn live_with_nested(&self, service: &Service) -> Result<u64, TrackerError> {
+        self.nested_live(&self.info(service)?)
+    }
+
     fn nested_live(&self, info: &ServiceInfo) -> Result<u64, TrackerError> {
-        let family = self.nested(info.id)?;
-        let services = self.services()?;
-        let family = services.iter().filter(|other| family.contains(&other.id));
-        Ok(family.map(|other| other.live).sum())
+        let mut live = 0;
+        for id in self.nested(info.id)? {
+            live += self.info_of(id)?.map_or(0, |other| other.live);
+        }
+        Ok(live)
     }
 
     /// What a nested service's books cannot prove, those of the outer one cannot either.
@@ -248,16 +288,21 @@ impl Tracker {
         let Some(parent) = nested.parent else {
             return Ok(());
         };
+        let flags = [
+            (nested.adopted, service_flag::ADOPTED),
+            (nested.released, service_flag::RELEASED),
+            (nested.unwatched, service_flag::UNWATCHED),
+        ];
         let change = StateChange {
-            set_flags: if nested.adopted {
-                service_flag::ADOPTED.into()
-            } else {
-                0
-            },
+            set_flags: flags
+                .iter()
+                .filter(|(set, _)| *set)
+                .map(|(_, flag)| u64::from(*flag))
+                .sum(),
             lost: nested.lost,
             ..StateChange::NONE
         };
-        self.kernel.change(parent.0, change)?;
+        self.books.change(parent.0, change)?;
         Ok(())
     }
 
@@ -270,7 +315,7 @@ impl Tracker {
         if info.live > 0 {
             return Ok(false);
         }
-        let tasks = self.kernel.tasks()?;
+        let tasks = self.books.tasks()?;
         let alive = tasks.iter().any(|task| {
             task.tgid == info.registrant.tgid
                 && task.start_boottime_ns == info.registrant.start_boottime_ns
@@ -279,13 +324,13 @@ impl Tracker {
         Ok(!alive)
     }
 
-    /// Every registered service of every instance, oldest first.
+    /// Every registered service of every instance, oldest first. At level `procfs` with the members that were last seen.
     ///
     /// # Errors
     ///
     /// When the map cannot be read.
     pub fn services(&self) -> Result<Vec<ServiceInfo>, TrackerError> {
-        let records = self.kernel.services()?;
+        let records = self.books.services()?;
         let mut services: Vec<_> = records
             .iter()
             .map(|(id, record)| ServiceInfo::new(*id, record))
@@ -305,7 +350,7 @@ impl Tracker {
     }
 
     pub(crate) fn info_of(&self, id: ServiceId) -> Result<Option<ServiceInfo>, TrackerError> {
-        Ok(self.kernel.service(id.0)?.map(|record| ServiceInfo::new(id.0, &record)))
+        Ok(self.books.service(id.0)?.map(|record| ServiceInfo::new(id.0, &record)))
     }
 
     /// How many members the service has: the kernel's counter, which is 0 only when there is none.

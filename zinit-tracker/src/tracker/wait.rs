@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use tokio::io::unix::AsyncFd;
 
 use super::{Tracker, TrackerError, service::Service};
-use crate::process::{Pidfd, ProcessKey, readable};
+use crate::process::{Matched, Pidfd, ProcessKey, readable};
 
 /// How many pidfds are open at a time at most; the rest are opened when some of these have died.
 const BATCH: usize = 256;
@@ -29,10 +29,28 @@ pub(crate) const RECHECK: Duration = Duration::from_millis(1);
 /// How soon a release is noticed by those who wait for a service to be empty.
 const RELEASE_RECHECK: Duration = Duration::from_millis(100);
 
+/// A process that is watched.
+#[derive(Debug)]
+pub(crate) enum Watched {
+    /// A member, which may be signalled.
+    Member(Matched),
+    /// One that is dying already.
+    Dying(Pidfd),
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Member(matched) => matched.as_fd(),
+            Self::Dying(pidfd) => pidfd.as_fd(),
+        }
+    }
+}
+
 /// Pidfds, watched together through one epoll descriptor.
 pub(crate) struct Watch {
     epoll: AsyncFd<OwnedFd>,
-    by_token: HashMap<u64, (ProcessKey, Pidfd)>,
+    by_token: HashMap<u64, (ProcessKey, Watched)>,
     tokens: HashMap<ProcessKey, u64>,
     next: u64,
     batch: usize,
@@ -62,32 +80,44 @@ impl Watch {
         self.tokens.contains_key(&key)
     }
 
-    pub(crate) fn get(&self, key: ProcessKey) -> Option<&Pidfd> {
-        self.by_token.get(self.tokens.get(&key)?).map(|(_, pidfd)| pidfd)
+    /// The member, if it is watched as one.
+    pub(crate) fn member(&self, key: ProcessKey) -> Option<&Matched> {
+        match self.by_token.get(self.tokens.get(&key)?)? {
+            (_, Watched::Member(matched)) => Some(matched),
+            (_, Watched::Dying(_)) => None,
+        }
     }
 
     /// Watches a process no more.
     pub(crate) fn remove(&mut self, key: ProcessKey) {
-        // Closing the pidfd takes it out of the epoll set.
         if let Some(token) = self.tokens.remove(&key) {
-            self.by_token.remove(&token);
+            self.drop_token(token);
         }
+    }
+
+    /// Closing is not enough: while a child of this process has a copy of the descriptor, it would stay in the epoll set.
+    fn drop_token(&mut self, token: u64) -> Option<ProcessKey> {
+        let (key, process) = self.by_token.remove(&token)?;
+        if let Err(error) = epoll::delete(self.epoll.get_ref(), &process) {
+            tracing::warn!(%error, "a process that is watched no more stays in the set of those that are");
+        }
+        Some(key)
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = ProcessKey> + '_ {
         self.tokens.keys().copied()
     }
 
-    pub(crate) fn add(&mut self, key: ProcessKey, pidfd: Pidfd) -> io::Result<()> {
+    pub(crate) fn add(&mut self, key: ProcessKey, process: Watched) -> io::Result<()> {
         let token = self.next;
         self.next += 1;
         epoll::add(
             self.epoll.get_ref(),
-            &pidfd,
+            &process,
             epoll::EventData::new_u64(token),
             epoll::EventFlags::IN,
         )?;
-        self.by_token.insert(token, (key, pidfd));
+        self.by_token.insert(token, (key, process));
         self.tokens.insert(key, token);
         Ok(())
     }
@@ -122,8 +152,7 @@ impl Watch {
                 return Ok(dead);
             }
             for event in events {
-                // Closing the pidfd takes it out of the epoll set.
-                if let Some((key, _)) = self.by_token.remove(&event.data.u64()) {
+                if let Some(key) = self.drop_token(event.data.u64()) {
                     self.tokens.remove(&key);
                     dead.push(key);
                 }
@@ -149,9 +178,9 @@ impl Tracker {
             for member in self.processes(service)? {
                 if watch.has_room()
                     && !watch.contains(member.key)
-                    && let Some(pidfd) = self.open_member(&member)?
+                    && let Some(matched) = self.open_member(&member)?
                 {
-                    watch.add(member.key, pidfd)?;
+                    watch.add(member.key, Watched::Member(matched))?;
                 }
             }
             if watch.is_empty() {

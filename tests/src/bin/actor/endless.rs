@@ -12,28 +12,46 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getpid};
 
 use crate::acks::Acks;
-use crate::signals::ignore;
+use crate::signals::{ignore, ignore_all};
 use crate::{life, process, ready};
 
 /// How long these services go on by default.
 pub(crate) const DEFAULT_SECONDS: u64 = 20;
 
 /// How many processes a storm creates in all, at most.
-const STORM_BIRTHS: usize = 5_000;
+const STORM_BIRTHS: usize = 10_000;
 
 /// Has a descendant, never the same, that ignores SIGTERM: each forks one child and exits at once, for `seconds`.
 pub(crate) fn refork_chain(seconds: u64) -> Result<Infallible> {
+    refork_chains(1, seconds)
+}
+
+/// As [`refork_chain`], `count` of them at once.
+pub(crate) fn refork_chains(count: usize, seconds: u64) -> Result<Infallible> {
     let acks = Acks::new()?;
     let end = Instant::now() + Duration::from_secs(seconds);
-    let first = process::fork(|| {
-        ignore(Signal::SIGTERM)?;
-        acks.done()?;
-        refork_until(end)
-    })?;
-    acks.wait(1)?;
-    process::wait(first)?;
+    // The scheduler runs the newborn first, so that this process would not get to say that all are there.
+    set_nice(-20)?;
+    for _ in 0..count {
+        process::fork(|| {
+            set_nice(0)?;
+            ignore(Signal::SIGTERM)?;
+            acks.done()?;
+            refork_until(end)
+        })?;
+    }
+    acks.wait(count)?;
+    for _ in 0..count {
+        waitpid(None, None).context("failed to wait for the first of a chain")?;
+    }
     ready::signal()?;
     life::rest()
+}
+
+fn set_nice(value: i32) -> Result<()> {
+    // SAFETY: 0 means the calling process.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, value) }).context("failed to set the priority")?;
+    Ok(())
 }
 
 fn refork_until(end: Instant) -> ! {
@@ -53,13 +71,16 @@ fn refork_until(end: Instant) -> ! {
 ///
 /// They stand in a binary heap: whoever holds place `i` sees to it that places `2i + 1` and `2i + 2` are held, by processes
 /// of its own or by those of an earlier holder.
-pub(crate) fn storm(count: usize, seconds: u64) -> Result<Infallible> {
+pub(crate) fn storm(count: usize, seconds: u64, sessions: Sessions) -> Result<Infallible> {
     ensure!(count > 0, "a storm needs a process");
-    ignore(Signal::SIGTERM)?;
+    match sessions {
+        Sessions::One => ignore(Signal::SIGTERM)?,
+        Sessions::Many => ignore_all()?,
+    }
     SigSet::from(Signal::SIGCHLD)
         .thread_block()
         .context("failed to block SIGCHLD")?;
-    let board = Board::new(count, Instant::now() + Duration::from_secs(seconds))?;
+    let board = Board::new(count, Instant::now() + Duration::from_secs(seconds), sessions)?;
     board.places[0].store(getpid().as_raw(), Ordering::Relaxed);
     hold(board, 0)
 }
@@ -71,10 +92,20 @@ struct Board {
     places: &'static [AtomicI32],
     births: &'static AtomicUsize,
     end: Instant,
+    sessions: Sessions,
+}
+
+/// Where the processes of a storm live.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sessions {
+    /// In the session that they were born in.
+    One,
+    /// Each in a session of its own, and deaf to every signal that can be ignored.
+    Many,
 }
 
 impl Board {
-    fn new(count: usize, end: Instant) -> Result<Self> {
+    fn new(count: usize, end: Instant, sessions: Sessions) -> Result<Self> {
         let births_size = size_of::<AtomicUsize>();
         let size = births_size + count * size_of::<AtomicI32>();
         let (protection, flags) = (
@@ -94,7 +125,12 @@ impl Board {
         let first = unsafe { memory.byte_add(births_size) };
         // SAFETY: as above, and the places are only used through atomics.
         let places = unsafe { slice::from_raw_parts(first.cast::<AtomicI32>(), count) };
-        Ok(Self { places, births, end })
+        Ok(Self {
+            places,
+            births,
+            end,
+            sessions,
+        })
     }
 
     fn is_full(self) -> bool {
@@ -150,6 +186,9 @@ impl Below {
             let held = slot.compare_exchange(holder, getpid().as_raw(), Ordering::Relaxed, Ordering::Relaxed);
             if held.is_err() {
                 life::exit_now(0);
+            }
+            if board.sessions == Sessions::Many {
+                nix::unistd::setsid()?;
             }
             hold(board, place)
         });

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Pid, getpid, getppid};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::acks::{Acks, ack_to};
 use crate::process::{Environment, Program};
@@ -63,8 +66,13 @@ pub(crate) fn double_fork() -> Result<Infallible> {
 
 /// Has a daemon, and exits with status 0.
 pub(crate) fn double_fork_orphan() -> Result<Infallible> {
-    make_daemon()?;
-    ready::signal()?;
+    let main = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).context("failed to open a pidfd")?;
+    process::daemon(|| {
+        // The daemon says that all are there, for the main process could not say that it is gone.
+        retry_on_intr(|| poll(&mut [PollFd::new(&main, PollFlags::IN)], None)).context("failed to wait")?;
+        ready::signal()?;
+        life::rest()
+    })?;
     life::exit_now(0)
 }
 
@@ -232,10 +240,7 @@ pub(crate) fn clone_parent() -> Result<Infallible> {
 
 /// Has a child that moves itself into a new cgroup at `dir`, which whoever named it removes.
 pub(crate) fn cgroup_move(dir: &str) -> Result<Infallible> {
-    with_child(|| {
-        fs::create_dir(dir).with_context(|| format!("failed to create the cgroup {dir}"))?;
-        fs::write(Path::new(dir).join("cgroup.procs"), "0").with_context(|| format!("failed to move to {dir}"))
-    })
+    with_child(|| move_to_cgroup(dir))
 }
 
 /// Has a child that is the first process of a pid namespace, with two children there, one in a session of its own.
@@ -284,6 +289,15 @@ pub(crate) fn namespaces() -> Result<Infallible> {
     life::rest()
 }
 
+/// Has a child in a time namespace whose boot was a day earlier.
+pub(crate) fn time_namespace() -> Result<Infallible> {
+    // SAFETY: changes where children of this process live, and nothing else.
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWTIME) };
+    nix::errno::Errno::result(unshared).context("failed to create a time namespace")?;
+    fs::write("/proc/self/timens_offsets", "boottime 86400 0").context("failed to set the clock")?;
+    child()
+}
+
 /// Has a child without an environment, which carries the marker in its arguments.
 pub(crate) fn clear_env(marker: &str) -> Result<Infallible> {
     let acks = Acks::new()?;
@@ -293,4 +307,26 @@ pub(crate) fn clear_env(marker: &str) -> Result<Infallible> {
     acks.wait(1)?;
     ready::signal()?;
     life::rest()
+}
+
+/// Has a daemon without an environment, which carries the marker in its arguments: nothing that it shows leads to the service
+/// any more. With `dir` it has also moved itself into a new cgroup there, which whoever named it removes.
+pub(crate) fn vanish(marker: &str, dir: Option<&str>) -> Result<Infallible> {
+    let acks = Acks::new()?;
+    let args = ["at-rest".to_owned(), acks.write_fd().to_string(), marker.to_owned()];
+    let program = Program::actor(&args, Environment::Empty)?;
+    process::daemon(|| {
+        if let Some(dir) = dir {
+            move_to_cgroup(dir)?;
+        }
+        bail!("failed to execute the actor: {}", program.exec())
+    })?;
+    acks.wait(1)?;
+    ready::signal()?;
+    life::rest()
+}
+
+fn move_to_cgroup(dir: &str) -> Result<()> {
+    fs::create_dir(dir).with_context(|| format!("failed to create the cgroup {dir}"))?;
+    fs::write(Path::new(dir).join("cgroup.procs"), "0").with_context(|| format!("failed to move to {dir}"))
 }

@@ -6,7 +6,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::unistd::alarm;
 
 /// After this time a process ends by itself, even if the test that started it has crashed.
-const LIFETIME: Duration = Duration::from_secs(120);
+const LIFETIME: Duration = Duration::from_secs(300);
 
 /// The exit status of a process that reached the end of its time.
 const STATUS_TIMED_OUT: i32 = 124;

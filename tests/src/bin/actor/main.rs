@@ -1,15 +1,17 @@
 //! Plays the services of the end-to-end tests: each behaviour is one way to get away from a supervisor.
 //!
 //! A small program on purpose: fork, clone and exec as services use them, no runtime, no thread that the behaviour does not
-//! ask for. Every process rests until it is killed and ends by itself after two minutes, whatever becomes of the test.
+//! ask for. Every process rests until it is killed and ends by itself after five minutes, whatever becomes of the test.
 //! Readiness is reported as `zinit_tests::ready` describes, when all processes of the behaviour exist and have their signal
 //! dispositions.
 
 mod acks;
 mod endless;
 mod escapes;
+mod held;
 mod holders;
 mod life;
+mod loops;
 mod process;
 mod ready;
 mod signals;
@@ -21,6 +23,8 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result, bail};
 
+use endless::Sessions;
+
 const USAGE: &str = "\
 usage: actor BEHAVIOUR [ARGS]
 
@@ -28,11 +32,15 @@ one process                      rest
 ended by a status                spawn-and-exit STATUS, exit-on-term STATUS
 other session, group, parent     child, setsid, setpgid, double-fork, double-fork-orphan, sessions N, chain N, subreaper
 other ways to create a process   thread-fork, vfork, posix-spawn, clone-parent
-other surroundings               cgroup-move DIR, pid-namespace, namespaces, clear-env MARKER
+other surroundings               cgroup-move DIR, pid-namespace, namespaces, time-namespace, clear-env MARKER
+without a trace                  vanish MARKER, vanish-to DIR MARKER
 signals                          ignore-term, ignore-term-grandchildren, stopped, fork-on-term, slow-term FILE MILLIS
-never at rest                    refork-chain [SECONDS], storm N [SECONDS]
+never at rest                    refork-chain [SECONDS], refork-chains N, storm N [SECONDS], session-storm N
+short-lived children             fork-loops LOOPS N, loop-on-term N
 something held                   tcp PORT (0: any), flock FILE
-a random tree                    tree SEED MAX";
+held by something                thread, vfork-wait, stat FILE, user-namespace
+a random tree                    tree SEED MAX
+not a service: traces one        trace TID let-go|reaped";
 
 fn main() {
     // A panic in a forked child would unwind into the frames of its parent.
@@ -63,6 +71,9 @@ fn perform(args: &[&str]) -> Result<Infallible> {
         ["cgroup-move", dir] => escapes::cgroup_move(dir),
         ["pid-namespace"] => escapes::pid_namespace(),
         ["namespaces"] => escapes::namespaces(),
+        ["vanish", marker] => escapes::vanish(marker, None),
+        ["vanish-to", dir, marker] => escapes::vanish(marker, Some(dir)),
+        ["time-namespace"] => escapes::time_namespace(),
         ["clear-env", marker] => escapes::clear_env(marker),
         ["spawn-and-exit", status] => escapes::spawn_and_exit(number(status)?),
         ["exit-on-term", status] => signals::exit_on_term(number(status)?),
@@ -73,10 +84,19 @@ fn perform(args: &[&str]) -> Result<Infallible> {
         ["slow-term", file, millis] => signals::slow_term(file, number(millis)?),
         ["refork-chain"] => endless::refork_chain(endless::DEFAULT_SECONDS),
         ["refork-chain", seconds] => endless::refork_chain(number(seconds)?),
-        ["storm", count] => endless::storm(number(count)?, endless::DEFAULT_SECONDS),
-        ["storm", count, seconds] => endless::storm(number(count)?, number(seconds)?),
+        ["refork-chains", count] => endless::refork_chains(number(count)?, endless::DEFAULT_SECONDS),
+        ["storm", count] => endless::storm(number(count)?, endless::DEFAULT_SECONDS, Sessions::One),
+        ["storm", count, seconds] => endless::storm(number(count)?, number(seconds)?, Sessions::One),
+        ["session-storm", count] => endless::storm(number(count)?, endless::DEFAULT_SECONDS, Sessions::Many),
+        ["fork-loops", loops, count] => loops::fork_loops(number(loops)?, number(count)?),
+        ["loop-on-term", count] => loops::loop_on_term(number(count)?),
         ["tcp", port] => holders::tcp(number(port)?),
         ["flock", file] => holders::flock(file),
+        ["thread"] => held::thread(),
+        ["vfork-wait"] => held::vfork_wait(),
+        ["stat", file] => held::stat(file),
+        ["user-namespace"] => held::user_namespace(),
+        ["trace", tid, until] => held::trace(number(tid)?, until),
         ["tree", seed, max] => tree::root(number(seed)?, number(max)?),
         // What behaviours execute in processes that they create.
         ["at-rest", acks, ..] => escapes::at_rest(number(acks)?),

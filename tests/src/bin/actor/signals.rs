@@ -19,8 +19,16 @@ pub(crate) fn ignore(ignored: Signal) -> Result<()> {
     Ok(())
 }
 
+/// Ignores every signal that can be ignored, but for the alarm that ends this process and the news of its children.
+pub(crate) fn ignore_all() -> Result<()> {
+    let needed = [Signal::SIGALRM, Signal::SIGCHLD, Signal::SIGKILL, Signal::SIGSTOP];
+    Signal::iterator()
+        .filter(|signal| !needed.contains(signal))
+        .try_for_each(ignore)
+}
+
 /// Reports readiness and returns when SIGTERM has arrived.
-fn wait_for_term() -> Result<()> {
+pub(crate) fn wait_for_term() -> Result<()> {
     let term = SigSet::from(Signal::SIGTERM);
     term.thread_block().context("failed to block SIGTERM")?;
     ready::signal()?;

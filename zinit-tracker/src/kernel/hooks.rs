@@ -1,0 +1,122 @@
+//! The hooks: programs that stay attached for as long as the tracker is loaded.
+//!
+//! Attaches them, says which have come loose, and attaches those again. What that means for services is not decided here.
+
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::programs::{
+    BtfTracePoint,
+    links::{FdLink, PinnedLink},
+};
+use zinit_ebpf::program;
+
+use super::{
+    books::{BooksError, OpenError, failed},
+    load,
+    pins::PinDirectory,
+    sys,
+};
+
+/// Programs that are attached for as long as the tracker is loaded, each with its tracepoint.
+pub(super) const HOOKS: [(&str, &str); 5] = [
+    // Deaths first: nothing may join that could not leave.
+    (program::FREE, "sched_process_free"),
+    (program::EXIT, "sched_process_exit"),
+    (program::EXEC, "sched_process_exec"),
+    (program::WAKEUP_NEW, "sched_wakeup_new"),
+    (program::FORK, "sched_process_fork"),
+];
+
+/// How long the kernel may take to detach a program whose link is gone.
+const DETACHING: Duration = Duration::from_secs(10);
+
+struct Hook {
+    name: &'static str,
+    program: BtfTracePoint,
+    id: u32,
+}
+
+/// The hooks that are loaded.
+pub(super) struct Hooks(Vec<Hook>);
+
+impl Hooks {
+    /// Opens those that are pinned; which they are was decided when they were loaded.
+    pub(super) fn pinned(pins: &PinDirectory) -> Result<Self, BooksError> {
+        let mut hooks = Vec::with_capacity(HOOKS.len());
+        for (name, _) in HOOKS {
+            let path = pins.program(name);
+            if !path.exists() {
+                continue;
+            }
+            let program = BtfTracePoint::from_pin(path).map_err(failed("open a pinned program"))?;
+            let id = program.info().map_err(failed("inspect a program"))?.id();
+            hooks.push(Hook { name, program, id });
+        }
+        Ok(Self(hooks))
+    }
+
+    /// Hooks that are not attached as the loader did it: their link is gone, or is another program's.
+    pub(super) fn loose(&self, pins: &PinDirectory) -> Vec<&'static str> {
+        let loose = self.0.iter().filter(|hook| !hook.is_attached(pins));
+        loose.map(|hook| hook.name).collect()
+    }
+
+    /// Attaches the loose hooks again, in the place of what is pinned there. Returns which. The caller holds the books
+    /// exclusively.
+    pub(super) fn mend(&mut self, pins: &PinDirectory) -> Result<Vec<&'static str>, OpenError> {
+        pins.create_layout()?;
+        let mut mended = Vec::new();
+        for hook in self.0.iter_mut().filter(|hook| !hook.is_attached(pins)) {
+            pins.remove_link(hook.name)?;
+            attach_again(hook.name, &mut hook.program, &pins.link(hook.name))?;
+            mended.push(hook.name);
+        }
+        Ok(mended)
+    }
+
+    /// How often the kernel skipped each hook since it was loaded.
+    pub(super) fn misses(&self) -> Result<Vec<(&'static str, u64)>, BooksError> {
+        let misses = |hook: &Hook| {
+            let fd = hook.program.fd().map_err(failed("inspect a program"))?;
+            let misses = sys::recursion_misses(fd).map_err(failed("inspect a program"))?;
+            Ok((hook.name, misses))
+        };
+        self.0.iter().map(misses).collect()
+    }
+}
+
+impl Hook {
+    fn is_attached(&self, pins: &PinDirectory) -> bool {
+        PinnedLink::from_pin(pins.link(self.name))
+            .and_then(|link| FdLink::from(link).info())
+            .is_ok_and(|link| link.program_id() == self.id)
+    }
+}
+
+/// Attaches a hook whose link is gone or going: before 6.10 a tracepoint takes a program once, and the kernel detaches it a
+/// grace period after its link was removed.
+fn attach_again(name: &'static str, program: &mut BtfTracePoint, path: &Path) -> Result<(), OpenError> {
+    let deadline = Instant::now() + DETACHING;
+    loop {
+        match attach(name, program, path) {
+            Err(OpenError::Load(error)) if error.is_already_there() && Instant::now() < deadline => {
+                thread::sleep(DETACHING / 1000);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Attaches a hook and pins its link.
+pub(super) fn attach(name: &'static str, program: &mut BtfTracePoint, path: &Path) -> Result<(), OpenError> {
+    let link = program
+        .attach()
+        .and_then(|id| program.take_link(id))
+        .map_err(|source| load::failed("attach", name, source))?;
+    let _pinned: PinnedLink = FdLink::from(link).pin(path).map_err(failed("pin a link"))?;
+    Ok(())
+}

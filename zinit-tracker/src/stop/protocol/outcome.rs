@@ -1,0 +1,125 @@
+//! What came of a stop: the report, the doubts, the survivors.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Stop, StopError};
+use crate::{
+    stop::{
+        proof::{Doubt, Evidence, doubt_of_level, doubts},
+        report::StopReport,
+        survivor::{Refusal, Survivor},
+    },
+    tracker::{ServiceState, TrackerError},
+};
+
+impl Stop<'_> {
+    pub(super) async fn finish(mut self) -> Result<StopReport, StopError> {
+        drop(self.gate.take());
+        let complete = self.observe_exits()?;
+        self.bury_dead()?;
+        let empty = self.is_empty()?;
+        let survivors = self.survivors()?;
+        let doubts = self.doubts(complete)?;
+        let Some(kin) = self.family.first() else {
+            return Err(TrackerError::NotRegistered(self.service.name().to_owned()).into());
+        };
+        let report = StopReport {
+            service: kin.info.name.clone(),
+            instance: kin.info.instance.clone(),
+            tracking: self.tracker.tracking(),
+            fallback_reason: self.tracker.fallback_reason().map(ToOwned::to_owned),
+            proven: empty && survivors.is_empty() && doubts.is_empty(),
+            doubts,
+            elapsed: self.began.elapsed(),
+            killing: self.killing.map(|began| began.elapsed()),
+            kill_rounds: self.rounds,
+            gate: self.gate_used,
+            processes: self.seen.into_values().collect(),
+            survivors,
+            suspects: self.sweeper.suspects(self.tracker)?,
+        };
+        if !empty || !report.survivors.is_empty() {
+            return Err(StopError::Survivors(Box::new(report)));
+        }
+        for kin in self.family.iter().skip(1).rev() {
+            // Its registrant was a member and is dead.
+            match self.tracker.unregister_in_time(kin.info.id).await {
+                Err(error @ TrackerError::Locked) => {
+                    // It is empty, and goes with the next stop, or whoever cleans up.
+                    tracing::warn!(%error, service = kin.info.name, "a nested service stays in the books");
+                    break;
+                }
+                result => result?,
+            }
+        }
+        self.tracker.set_state(self.service.id(), ServiceState::Up)?;
+        Ok(report)
+    }
+
+    /// What speaks against the books, for any service of the family.
+    pub(super) fn book_doubts(&self) -> Result<Vec<Doubt>, StopError> {
+        let evidence = Evidence {
+            missed_creations: self.tracker.missed_creations()?,
+            loose_hooks: self.tracker.loose_hooks(),
+            replaced_pins: self.tracker.replaced_pins(),
+        };
+        let mut doubted = Vec::new();
+        for kin in &self.family {
+            let out_of_sight = self.tracker.is_out_of_sight(&kin.info);
+            for doubt in doubts(&kin.info, &evidence, out_of_sight) {
+                if !doubted.contains(&doubt) {
+                    doubted.push(doubt);
+                }
+            }
+        }
+        Ok(doubted)
+    }
+
+    pub(super) fn doubts(&self, complete: bool) -> Result<Vec<Doubt>, StopError> {
+        let mut doubted = self.book_doubts()?;
+        for kin in &self.family {
+            let of_level = self.tracker.sight(kin.info.id)?.and_then(doubt_of_level);
+            doubted.extend(of_level.filter(|doubt| !doubted.contains(doubt)));
+        }
+        let unobserved = self.unaccounted();
+        if unobserved > 0 || !complete || self.unexplained {
+            doubted.push(Doubt::UnobservedDeaths {
+                count: unobserved.max(1),
+            });
+        }
+        Ok(doubted)
+    }
+
+    /// Members that are left, and dead ones that still hold resources.
+    pub(super) fn survivors(&mut self) -> Result<Vec<Survivor>, StopError> {
+        let members = self.list()?;
+        self.forget_released(&members)?;
+        let mut left: BTreeMap<_, _> = members
+            .into_iter()
+            .map(|member| (member.key, (member.pid, member.comm)))
+            .collect();
+        let there = self.tracker.existing()?;
+        for stray in self.strays.iter().filter(|stray| there.contains_key(&stray.key)) {
+            left.insert(stray.key, (stray.pid, stray.comm.clone()));
+            let refusal = match self.sweeper.is_locked_out() {
+                true => Refusal::LockedOut,
+                false => Refusal::NoRoom,
+            };
+            self.refused.insert(stray.key, refusal);
+        }
+        // Some may have been dying already when the stop began, so that only their records tell who they are.
+        let ended = self.tracker.ended(&self.ids())?;
+        let ended: HashMap<_, _> = ended.into_iter().map(|ended| (ended.key, ended)).collect();
+        for key in self.watch.keys() {
+            let named = ended.get(&key).map(|ended| (ended.pid, ended.comm.clone()));
+            let seen = || self.seen.get(&key).map(|seen| (seen.pid, seen.comm.clone()));
+            left.entry(key)
+                .or_insert_with(|| named.or_else(seen).unwrap_or_default());
+        }
+        let survivor = |(key, (pid, comm))| {
+            let condition = self.tracker.condition(pid, key);
+            Survivor::new(key, pid, comm, condition, self.refused.get(&key))
+        };
+        Ok(left.into_iter().map(survivor).collect())
+    }
+}

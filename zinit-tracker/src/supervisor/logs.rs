@@ -1,0 +1,780 @@
+//! What services print: read from their pipes, kept in a ring, passed on to whoever follows.
+//!
+//! A service writes to a pipe that [`LogRing::capture`] makes. One task a pipe cuts what comes into lines; the ring keeps the
+//! newest of all services. Nothing a service prints, or stops printing, can do harm: lines have a longest length, the ring
+//! a most number of lines and bytes, and a follower that does not keep up loses lines and is told how many.
+//!
+//! The service's end of the pipe is open for reading too. So a service never gets SIGPIPE because the supervisor died,
+//! and the supervisor's successor can take the pipe up again from a process that holds it ([`LogRing::recapture`]).
+//!
+//! Deliberately absent: files, rotation, time stamps. zinit's ring has none either.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rustix::{
+    buffer::spare_capacity,
+    fs::{FileType, Mode, OFlags},
+    pipe::PipeFlags,
+};
+use tokio::{
+    net::unix::pipe,
+    sync::{broadcast, mpsc, oneshot},
+};
+
+/// Lines that are kept unless told otherwise.
+pub const DEFAULT_LINES: usize = 2000;
+
+/// The longest line in bytes; what is longer is cut into several.
+pub const MAX_LINE: usize = 8 * 1024;
+
+/// The most bytes of text that the ring keeps, whatever its number of lines.
+pub const MAX_BYTES: usize = 64 * 1024 * 1024;
+
+/// Lines that a follower may be behind before it loses some.
+const FOLLOWER_LAG: usize = 4096;
+
+/// What one read takes from a pipe at most: what a pipe holds.
+const READ_SIZE: usize = 64 * 1024;
+
+/// What room for the next line a pipe keeps.
+const KEPT: usize = 128;
+
+/// What [`Capture::settle`] reads at most, so that it ends although somebody goes on writing.
+const SETTLE_BYTES: usize = 1024 * 1024;
+
+/// Why the output of a service cannot be captured.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// There was no pipe to be had.
+    #[error("failed to create a pipe for the output of service {service:?}")]
+    Pipe {
+        /// The service.
+        service: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A process's end of the pipe could not be opened.
+    #[error("failed to take up {stream} of pid {pid} again")]
+    Reopen {
+        /// The process.
+        pid: u32,
+        /// Which of its streams.
+        stream: Stream,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The stream leads elsewhere.
+    #[error("{stream} of pid {pid} is no pipe")]
+    NoPipe {
+        /// The process.
+        pid: u32,
+        /// Which of its streams.
+        stream: Stream,
+    },
+}
+
+/// Where a service wrote a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+impl Stream {
+    /// How the line begins, in zinit's words.
+    const fn mark(self) -> &'static str {
+        match self {
+            Self::Out => "[+]",
+            Self::Err => "[-]",
+        }
+    }
+
+    const fn descriptor(self) -> u32 {
+        match self {
+            Self::Out => 1,
+            Self::Err => 2,
+        }
+    }
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Out => "standard output",
+            Self::Err => "standard error",
+        })
+    }
+}
+
+/// A line that a service wrote. It prints as zinit's `[+] NAME: text` (`[-]`: standard error).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// The service.
+    pub service: Arc<str>,
+    /// Where it wrote the line.
+    pub stream: Stream,
+    /// The line without its end; bytes that are no UTF-8 are replaced.
+    pub text: Box<str>,
+}
+
+impl fmt::Display for LogLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.stream.mark(), self.service, self.text)
+    }
+}
+
+/// The newest lines of all services.
+#[derive(Debug)]
+pub struct LogRing(Mutex<Ring>);
+
+#[derive(Debug)]
+struct Ring {
+    lines: VecDeque<Arc<LogLine>>,
+    /// The number of the first of them; the very first line of all has number 0.
+    first: u64,
+    capacity: usize,
+    bytes: usize,
+    followers: broadcast::Sender<Arc<LogLine>>,
+}
+
+impl Ring {
+    fn push(&mut self, line: LogLine) {
+        let line = Arc::new(line);
+        self.bytes += line.text.len();
+        self.lines.push_back(Arc::clone(&line));
+        while self.lines.len() > self.capacity || self.bytes > MAX_BYTES {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.bytes -= oldest.text.len();
+            self.first += 1;
+        }
+        // That nobody follows is no error.
+        drop(self.followers.send(line));
+    }
+}
+
+impl LogRing {
+    /// A ring of so many lines. 0 keeps none, and followers still get them all.
+    #[must_use]
+    pub fn new(lines: usize) -> Self {
+        Self(Mutex::new(Ring {
+            lines: VecDeque::new(),
+            first: 0,
+            capacity: lines,
+            bytes: 0,
+            followers: broadcast::Sender::new(FOLLOWER_LAG),
+        }))
+    }
+
+    /// Adds a line, without its end; bytes that are no UTF-8 are replaced.
+    pub fn line(&self, service: &str, stream: Stream, bytes: &[u8]) {
+        self.push(&service.into(), stream, bytes);
+    }
+
+    fn push(&self, service: &Arc<str>, stream: Stream, bytes: &[u8]) {
+        self.ring().push(LogLine {
+            service: Arc::clone(service),
+            stream,
+            text: String::from_utf8_lossy(bytes).into(),
+        });
+    }
+
+    /// Marks that a service is being started, as zinit does.
+    pub fn mark_start(&self, service: &str) {
+        self.line(service, Stream::Err, b"------------ [start] ------------");
+    }
+
+    /// The lines in the ring, oldest first, of one service or of all.
+    #[must_use]
+    pub fn snapshot(&self, service: Option<&str>) -> Vec<Arc<LogLine>> {
+        self.ring().select(service)
+    }
+
+    /// The lines that come from now on.
+    #[must_use]
+    pub fn follow(&self, service: Option<&str>) -> Follower {
+        self.ring().follow(service)
+    }
+
+    /// The lines in the ring and those that come later: none is missing in between, none comes twice. What leaves the ring
+    /// before it is taken is lost.
+    #[must_use]
+    pub fn follow_from_start(self: &Arc<Self>, service: Option<&str>) -> Follower {
+        let ring = self.ring();
+        let past = Past {
+            logs: Arc::clone(self),
+            next: ring.first,
+            end: ring.first + ring.lines.len() as u64,
+        };
+        Follower {
+            past: Some(past),
+            ..ring.follow(service)
+        }
+    }
+
+    /// Makes a pipe for a stream of a service and reads it from now on. The descriptor is the service's to inherit; every
+    /// other copy must be closed after it was started, or the end of the pipe is never seen.
+    ///
+    /// # Errors
+    ///
+    /// The process has too many descriptors.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn capture(self: &Arc<Self>, service: &Arc<str>, stream: Stream) -> Result<(OwnedFd, Capture), LogError> {
+        let failed = |source| LogError::Pipe {
+            service: service.to_string(),
+            source,
+        };
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+        let writer = readable_too(writer);
+        let capture = self.read(Arc::clone(service), stream, reader).map_err(failed)?;
+        Ok((writer, capture))
+    }
+
+    /// Takes up the pipe again that a process writes to since an earlier supervisor started it.
+    ///
+    /// The caller has made sure that the process is the service's. What was written in the meantime is still in the pipe.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, may not be looked at, or writes to something else.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn recapture(self: &Arc<Self>, service: &Arc<str>, stream: Stream, pid: u32) -> Result<Capture, LogError> {
+        let failed = |source| LogError::Reopen { pid, stream, source };
+        let path = format!("/proc/{pid}/fd/{}", stream.descriptor());
+        // A device would be opened anew and could do anything; so look at what it is first.
+        let stat = rustix::fs::stat(&path).map_err(|error| failed(error.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+            return Err(LogError::NoPipe { pid, stream });
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let reader = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        self.read(Arc::clone(service), stream, reader).map_err(failed)
+    }
+
+    fn read(self: &Arc<Self>, service: Arc<str>, stream: Stream, reader: OwnedFd) -> io::Result<Capture> {
+        let pipe = Pipe {
+            logs: Arc::clone(self),
+            service,
+            stream,
+            file: pipe::Receiver::from_owned_fd(reader)?,
+            partial: Vec::new(),
+            cut: false,
+        };
+        let (requests, receiver) = mpsc::channel(1);
+        tokio::spawn(pipe.run(receiver));
+        Ok(Capture { requests })
+    }
+
+    /// A panic while the lock was held cannot have left the ring in pieces that matter.
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    fn select(&self, service: Option<&str>) -> Vec<Arc<LogLine>> {
+        self.lines
+            .iter()
+            .filter(|line| concerns(line, service))
+            .cloned()
+            .collect()
+    }
+
+    fn follow(&self, service: Option<&str>) -> Follower {
+        Follower {
+            past: None,
+            lines: self.followers.subscribe(),
+            service: service.map(ToOwned::to_owned),
+        }
+    }
+}
+
+fn concerns(line: &LogLine, service: Option<&str>) -> bool {
+    service.is_none_or(|service| *line.service == *service)
+}
+
+/// Opens a pipe's writing end for reading as well. Without `/proc` the end stays as it is: it works, but breaks if the
+/// supervisor dies.
+fn readable_too(writer: OwnedFd) -> OwnedFd {
+    use std::os::fd::AsRawFd as _;
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap_or(writer)
+}
+
+/// A pipe that is being read. Reading goes on until every process that holds the pipe has closed it, also after this value
+/// is gone: somebody who was let go on purpose may still write.
+#[derive(Debug)]
+pub struct Capture {
+    requests: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Capture {
+    /// Waits until what is in the pipe now is in the ring, and ends an unfinished line.
+    pub async fn settle(&self) {
+        let (done, settled) = oneshot::channel();
+        // Either fails only if the pipe has ended, and then everything is in the ring.
+        if self.requests.send(done).await.is_ok() {
+            drop(settled.await);
+        }
+    }
+}
+
+/// The reading end of a pipe and the line that is not complete.
+struct Pipe {
+    logs: Arc<LogRing>,
+    service: Arc<str>,
+    stream: Stream,
+    file: pipe::Receiver,
+    partial: Vec<u8>,
+    /// A piece of the present line is in the ring already.
+    cut: bool,
+}
+
+impl Pipe {
+    async fn run(mut self, mut requests: mpsc::Receiver<oneshot::Sender<()>>) {
+        let mut asked = true;
+        loop {
+            let read = tokio::select! {
+                request = requests.recv(), if asked => {
+                    match request {
+                        Some(done) => {
+                            self.settle();
+                            if done.send(()).is_err() {
+                                tracing::trace!(service = %self.service, "whoever settled this has stopped waiting");
+                            }
+                        }
+                        None => asked = false,
+                    }
+                    continue;
+                }
+                read = self.read() => read,
+            };
+            match read {
+                Ok(bytes) if bytes.is_empty() => break,
+                Ok(bytes) => self.take(&bytes),
+                Err(error) => {
+                    tracing::warn!(service = %self.service, %error, "failed to read what the service prints");
+                    break;
+                }
+            }
+            // A service that floods its pipe must not keep others from theirs.
+            tokio::task::yield_now().await;
+        }
+        self.end_line();
+    }
+
+    /// What is there, once something is; nothing at the end. Has a buffer only meanwhile: there are two pipes a service, and
+    /// most are silent.
+    async fn read(&self) -> io::Result<Vec<u8>> {
+        loop {
+            self.file.readable().await?;
+            let mut buffer = Vec::with_capacity(READ_SIZE);
+            match self.file.try_read_buf(&mut buffer) {
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(buffer),
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        let mut buffer = Vec::with_capacity(READ_SIZE);
+        let mut total = 0;
+        while total < SETTLE_BYTES {
+            // Not the runtime's `try_read`, which knows of what was written only after it has polled.
+            buffer.clear();
+            match rustix::io::read(&self.file, spare_capacity(&mut buffer)) {
+                Ok(0) => break,
+                Ok(length) => {
+                    self.take(&buffer);
+                    total += length;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                // Nothing is left; any other error is met again by the next read.
+                Err(_) => break,
+            }
+        }
+        self.end_line();
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+            self.extend(&bytes[..end]);
+            // An empty line is a line, unless it is the end of one that was cut.
+            if !self.cut || !self.partial.is_empty() {
+                self.push();
+            }
+            self.cut = false;
+            bytes = &bytes[end + 1..];
+        }
+        self.extend(bytes);
+    }
+
+    /// Adds to the present line, and cuts it where it gets too long.
+    fn extend(&mut self, mut bytes: &[u8]) {
+        while self.partial.len() + bytes.len() > MAX_LINE {
+            let (piece, rest) = bytes.split_at(MAX_LINE - self.partial.len());
+            self.partial.extend_from_slice(piece);
+            let carried = split_character(&self.partial);
+            let carried = self.partial.split_off(self.partial.len() - carried);
+            self.push();
+            self.partial = carried;
+            self.cut = true;
+            bytes = rest;
+        }
+        self.partial.extend_from_slice(bytes);
+    }
+
+    fn end_line(&mut self) {
+        if !self.partial.is_empty() {
+            self.push();
+        }
+        self.cut = false;
+    }
+
+    fn push(&mut self) {
+        let line = self.partial.strip_suffix(b"\r").unwrap_or(&self.partial);
+        self.logs.push(&self.service, self.stream, line);
+        self.partial.clear();
+        // A long line must not cost memory as long as the service lives.
+        self.partial.shrink_to(KEPT);
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// How many bytes at the end are the beginning of a character that goes on behind them.
+fn split_character(bytes: &[u8]) -> usize {
+    let tail = &bytes[bytes.len().saturating_sub(3)..];
+    for (index, &byte) in tail.iter().enumerate().rev() {
+        let have = tail.len() - index;
+        let length = match byte {
+            0xC2..=0xDF => 2,
+            0xE0..=0xEF => 3,
+            0xF0..=0xF4 => 4,
+            0x80..=0xBF => continue,
+            _ => return 0,
+        };
+        return if have < length { have } else { 0 };
+    }
+    0
+}
+
+/// What a follower gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// A line.
+    Line(Arc<LogLine>),
+    /// So many lines, of any service, came faster than they were taken, and are lost to this follower.
+    Lost(u64),
+}
+
+impl fmt::Display for Followed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => line.fmt(f),
+            Self::Lost(count) => write!(
+                f,
+                "[-] zinit: {count} lines are lost: they came faster than they were read"
+            ),
+        }
+    }
+}
+
+/// Gets the lines that come, as fast as it takes them. Keeps none: one that takes nothing costs nothing.
+#[derive(Debug)]
+pub struct Follower {
+    past: Option<Past>,
+    lines: broadcast::Receiver<Arc<LogLine>>,
+    service: Option<String>,
+}
+
+/// Lines that were in the ring when somebody began to follow it, and are not taken yet.
+#[derive(Debug)]
+struct Past {
+    logs: Arc<LogRing>,
+    /// The number of the next one.
+    next: u64,
+    /// The number of the first line that comes by the other way.
+    end: u64,
+}
+
+impl Past {
+    /// `None`: all have been taken.
+    fn next(&mut self, service: Option<&str>) -> Option<Followed> {
+        let ring = self.logs.ring();
+        let lost = ring.first.min(self.end).saturating_sub(self.next);
+        if lost > 0 {
+            self.next += lost;
+            return Some(Followed::Lost(lost));
+        }
+        while self.next < self.end {
+            let index = usize::try_from(self.next - ring.first).ok()?;
+            self.next += 1;
+            let line = ring.lines.get(index)?;
+            if concerns(line, service) {
+                return Some(Followed::Line(Arc::clone(line)));
+            }
+        }
+        None
+    }
+}
+
+impl Follower {
+    /// Whether lines may be left that were in the ring when it began.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.past.is_some()
+    }
+
+    /// The next line of its service that was in the ring when it began, or how many were lost; `None`: all were taken.
+    pub(crate) fn next_past(&mut self) -> Option<Followed> {
+        let next = self.past.as_mut()?.next(self.service.as_deref());
+        if next.is_none() {
+            self.past = None;
+        }
+        next
+    }
+
+    /// The next line of its service, or how many were lost; `None` when the ring is gone.
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Followed> {
+        if let Some(past) = self.next_past() {
+            return Some(past);
+        }
+        loop {
+            match self.lines.recv().await {
+                Ok(line) if concerns(&line, self.service.as_deref()) => return Some(Followed::Line(line)),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(count)) => return Some(Followed::Lost(count)),
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write as _};
+
+    use super::*;
+
+    fn texts(logs: &LogRing, service: Option<&str>) -> Vec<String> {
+        logs.snapshot(service).iter().map(ToString::to_string).collect()
+    }
+
+    fn ring(lines: usize) -> Arc<LogRing> {
+        Arc::new(LogRing::new(lines))
+    }
+
+    fn service(name: &str) -> Arc<str> {
+        name.into()
+    }
+
+    /// What the ring has after a service has written this and closed its pipe.
+    async fn written(chunks: &[&[u8]]) -> Vec<String> {
+        let logs = ring(DEFAULT_LINES);
+        let (writer, capture) = logs.capture(&service("web"), Stream::Out).unwrap();
+        let mut writer = File::from(writer);
+        for chunk in chunks {
+            writer.write_all(chunk).unwrap();
+            tokio::task::yield_now().await;
+        }
+        drop(writer);
+        capture.requests.closed().await;
+        texts(&logs, None)
+            .iter()
+            .map(|line| line.strip_prefix("[+] web: ").unwrap().to_owned())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn output_is_cut_into_lines() {
+        assert_eq!(written(&[b"a\nb\r\n\nc"]).await, ["a", "b", "", "c"]);
+        assert_eq!(written(&[b"par", b"tial\nrest"]).await, ["partial", "rest"]);
+        assert_eq!(written(&[]).await, [""; 0]);
+        assert_eq!(written(&[b"\n"]).await, [""]);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_no_utf8_are_replaced() {
+        assert_eq!(written(&[b"a\xffb\0c\n"]).await, ["a\u{fffd}b\0c"]);
+    }
+
+    #[tokio::test]
+    async fn a_long_line_is_cut_and_nothing_of_it_is_lost() {
+        let lines = written(&[&[b'x'; MAX_LINE], b"\nshort\n"]).await;
+        assert_eq!(lines, ["x".repeat(MAX_LINE), "short".to_owned()]);
+        let lines = written(&[&[b'x'; MAX_LINE + 1], b"\nshort\n"]).await;
+        assert_eq!(lines, ["x".repeat(MAX_LINE), "x".to_owned(), "short".to_owned()]);
+        let lines = written(&[&[b'x'; 2 * MAX_LINE], b"\n\n"]).await;
+        assert_eq!(lines, ["x".repeat(MAX_LINE), "x".repeat(MAX_LINE), String::new()]);
+    }
+
+    #[tokio::test]
+    async fn a_line_is_not_cut_inside_a_character() {
+        for before in 0..4 {
+            let text = "x".repeat(before) + &"🦀".repeat(MAX_LINE / 4 + 3);
+            let lines = written(&[text.as_bytes(), b"\n"]).await;
+            assert_eq!(lines.concat(), text);
+            assert_eq!(lines.len(), 2);
+        }
+    }
+
+    #[tokio::test]
+    async fn settling_brings_everything_written_so_far_into_the_ring() {
+        let logs = ring(10);
+        let (writer, capture) = logs.capture(&service("web"), Stream::Err).unwrap();
+        let mut writer = File::from(writer);
+        writer.write_all(b"one\ntwo").unwrap();
+        capture.settle().await;
+        assert_eq!(texts(&logs, None), ["[-] web: one", "[-] web: two"]);
+        writer.write_all(b"three\n").unwrap();
+        drop(writer);
+        capture.settle().await;
+        capture.settle().await;
+        capture.requests.closed().await;
+        assert_eq!(texts(&logs, None).len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_read_on_after_its_capture_is_dropped() {
+        let logs = ring(10);
+        let mut follower = logs.follow(None);
+        let (writer, capture) = logs.capture(&service("web"), Stream::Out).unwrap();
+        drop(capture);
+        File::from(writer).write_all(b"late\n").unwrap();
+        let line = follower.next().await.unwrap();
+        assert_eq!(line.to_string(), "[+] web: late");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_survives_its_reader_and_is_taken_up_again() {
+        let first = ring(10);
+        let (writer, capture) = first.capture(&service("web"), Stream::Out).unwrap();
+        let script = "echo before; read -r line; echo after";
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(writer)
+            .spawn()
+            .unwrap();
+        let mut follower = first.follow(None);
+        assert_eq!(follower.next().await.unwrap().to_string(), "[+] web: before");
+        drop(capture);
+
+        let second = ring(10);
+        let mut follower = second.follow(None);
+        let again = second.recapture(&service("web"), Stream::Out, child.id()).unwrap();
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        child.wait().unwrap();
+        drop(again);
+        let first_line = tokio::select! {
+            line = follower.next() => line.unwrap().to_string(),
+            // The first reader may have got it instead, as it reads on in this test.
+            () = async { while first.snapshot(None).len() < 2 { tokio::task::yield_now().await } } => {
+                first.snapshot(None)[1].to_string()
+            }
+        };
+        assert_eq!(first_line, "[+] web: after");
+    }
+
+    #[tokio::test]
+    async fn only_pipes_are_taken_up() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let result = ring(1).recapture(&service("web"), Stream::Out, child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(result, Err(LogError::NoPipe { .. })), "{result:?}");
+    }
+
+    #[test]
+    fn the_ring_keeps_the_newest_lines() {
+        let logs = ring(3);
+        for number in 0..5 {
+            logs.line("web", Stream::Out, number.to_string().as_bytes());
+        }
+        logs.line("db", Stream::Err, b"x");
+        assert_eq!(texts(&logs, None), ["[+] web: 3", "[+] web: 4", "[-] db: x"]);
+        assert_eq!(texts(&logs, Some("web")), ["[+] web: 3", "[+] web: 4"]);
+        assert_eq!(texts(&logs, Some("we")), [""; 0]);
+        ring(0).line("web", Stream::Out, b"kept nowhere");
+    }
+
+    #[test]
+    fn the_ring_keeps_so_many_bytes_and_no_more() {
+        let logs = ring(usize::MAX);
+        let text = "x".repeat(MAX_LINE);
+        for _ in 0..MAX_BYTES / MAX_LINE + 10 {
+            logs.line("web", Stream::Out, text.as_bytes());
+        }
+        assert_eq!(logs.snapshot(None).len(), MAX_BYTES / MAX_LINE);
+    }
+
+    #[tokio::test]
+    async fn a_slow_follower_loses_lines_and_is_told() {
+        let logs = ring(1);
+        let mut follower = logs.follow(Some("web"));
+        for number in 0..FOLLOWER_LAG + 7 {
+            logs.line("web", Stream::Out, number.to_string().as_bytes());
+        }
+        assert_eq!(follower.next().await, Some(Followed::Lost(7)));
+        assert_eq!(follower.next().await.unwrap().to_string(), "[+] web: 7");
+        drop(logs);
+        let mut left = 0;
+        while follower.next().await.is_some() {
+            left += 1;
+        }
+        assert_eq!(left, FOLLOWER_LAG - 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_there_and_what_follows_are_complete() {
+        let logs = ring(10);
+        logs.line("web", Stream::Out, b"before");
+        logs.line("db", Stream::Out, b"of another");
+        let mut follower = logs.follow_from_start(Some("web"));
+        logs.line("web", Stream::Out, b"after");
+        assert_eq!(follower.next().await.unwrap().to_string(), "[+] web: before");
+        assert!(follower.is_behind());
+        assert_eq!(follower.next().await.unwrap().to_string(), "[+] web: after");
+        assert!(!follower.is_behind());
+    }
+
+    #[tokio::test]
+    async fn a_follower_keeps_no_lines_that_leave_the_ring() {
+        let logs = ring(3);
+        for number in 0..5 {
+            logs.line("web", Stream::Out, number.to_string().as_bytes());
+        }
+        let mut follower = logs.follow_from_start(None);
+        assert_eq!(follower.next().await.unwrap().to_string(), "[+] web: 2");
+        let line = Arc::downgrade(&logs.snapshot(None)[1]);
+        logs.line("web", Stream::Out, b"5");
+        logs.line("web", Stream::Out, b"6");
+        assert!(line.upgrade().is_none(), "the follower keeps it");
+        assert_eq!(follower.next().await, Some(Followed::Lost(1)));
+        for number in 4..=6 {
+            let line = follower.next().await.unwrap();
+            assert_eq!(line.to_string(), format!("[+] web: {number}"));
+        }
+    }
+}

@@ -1,0 +1,644 @@
+//! One task a service: owns its state, does what the machine says, and tells the registry.
+
+use std::{
+    future::pending,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinHandle},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{
+    SupervisorError,
+    children::OwnChild,
+    command::{Context, SpawnError, Started, enter, enter_anew, in_turn, leave, spawn},
+    definition::Definition,
+    error,
+    handle::{Reply, Stats},
+    logs::{Capture, Stream},
+    machine::{Dependencies, Effect, Input, Machine},
+    meter::Meter,
+    state::{State, Target},
+    terminate::{PATIENCE, blocking, kill_wait_enhanced},
+};
+use crate::{
+    process::{Execution, Launched},
+    stop::{Fate, StopError, StopReport},
+    tracker::{Service, TrackerError},
+};
+
+/// How long after a test that failed it is run again.
+const TEST_AGAIN: Duration = Duration::from_secs(2);
+
+/// What a service is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    Start(Reply<()>),
+    Stop(Reply<StopReport>),
+    Restart(Reply<StopReport>),
+    Kill(Signal, Reply<()>),
+    Stats(Reply<Stats>),
+    Forget(Reply<()>),
+    /// Another definition, from the next start on.
+    Redefine(Arc<Definition>),
+    Dependencies(Dependencies),
+    /// Nothing starts any more.
+    Close,
+}
+
+/// What a service tells the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Announcement {
+    pub(super) state: State,
+    pub(super) target: Target,
+    /// The main process; 0: none.
+    pub(super) pid: u32,
+    /// Whether those who depend on it may start.
+    pub(super) ready: bool,
+}
+
+/// What the registry gets from services.
+#[derive(Debug)]
+pub(super) enum News {
+    Changed(String, Announcement),
+    Forgotten(String, Reply<()>),
+}
+
+/// A service of which nothing is known yet.
+pub(super) const UNKNOWN: Announcement = Announcement {
+    state: State::Unknown,
+    target: Target::Down,
+    pid: 0,
+    ready: false,
+};
+
+/// One service.
+#[derive(Debug)]
+pub(super) struct Task {
+    name: String,
+    context: Arc<Context>,
+    definition: Arc<Definition>,
+    /// Holds from the next start on.
+    next_definition: Option<Arc<Definition>>,
+    machine: Machine,
+    mailbox: mpsc::UnboundedReceiver<Message>,
+    news: mpsc::UnboundedSender<News>,
+    announced: Announcement,
+    /// As it is in the books, once it was entered there.
+    service: Option<Service>,
+    main: Option<OwnChild>,
+    /// Until the main process executes its program.
+    execution: Option<Execution>,
+    captures: Vec<Capture>,
+    spawning: Option<JoinHandle<Result<Started, SpawnError>>>,
+    stopping: Option<Job<Result<StopReport, StopError>>>,
+    tester: Tester,
+    timer: Option<Instant>,
+    waiting: Vec<Reply<StopReport>>,
+    meter: Arc<Mutex<Meter>>,
+    forgotten: bool,
+}
+
+/// The test command.
+#[derive(Debug)]
+enum Tester {
+    Idle,
+    Until(Instant),
+    Starting(JoinHandle<Result<Started, SpawnError>>),
+    Executing(Box<(OwnChild, Execution)>),
+    Running(OwnChild),
+}
+
+/// A job that ends with its service.
+#[derive(Debug)]
+struct Job<T>(JoinHandle<T>);
+
+impl<T> Drop for Job<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What wakes the task.
+enum Happened {
+    Message(Message),
+    Spawned(Result<Result<Started, SpawnError>, JoinError>),
+    Launched(Launched),
+    Stopped(Result<Result<StopReport, StopError>, JoinError>),
+    MainEnded(Option<Fate>),
+    TimeOver,
+    Test(TestEvent),
+}
+
+enum TestEvent {
+    Due,
+    Started(Box<Result<Result<Started, SpawnError>, JoinError>>),
+    Launched(Launched),
+    Ended(Option<Fate>),
+}
+
+impl Tester {
+    /// Cancel-safe.
+    async fn next(&mut self) -> TestEvent {
+        match self {
+            Self::Idle => pending().await,
+            Self::Until(time) => {
+                sleep_until(*time).await;
+                TestEvent::Due
+            }
+            Self::Starting(job) => TestEvent::Started(Box::new(job.await)),
+            Self::Executing(test) => TestEvent::Launched(test.1.outcome().await),
+            Self::Running(child) => TestEvent::Ended(child.ended().await),
+        }
+    }
+}
+
+async fn spawned(job: &mut Option<JoinHandle<Result<Started, SpawnError>>>) -> Happened {
+    match job {
+        Some(job) => Happened::Spawned(job.await),
+        None => pending().await,
+    }
+}
+
+async fn launched(execution: &mut Option<Execution>) -> Happened {
+    match execution {
+        Some(execution) => Happened::Launched(execution.outcome().await),
+        None => pending().await,
+    }
+}
+
+async fn stopped(job: &mut Option<Job<Result<StopReport, StopError>>>) -> Happened {
+    match job {
+        Some(job) => Happened::Stopped((&mut job.0).await),
+        None => pending().await,
+    }
+}
+
+async fn main_ended(main: &mut Option<OwnChild>) -> Happened {
+    match main {
+        Some(main) => Happened::MainEnded(main.ended().await),
+        None => pending().await,
+    }
+}
+
+async fn time_over(timer: Option<Instant>) -> Happened {
+    match timer {
+        Some(time) => {
+            sleep_until(time).await;
+            Happened::TimeOver
+        }
+        None => pending().await,
+    }
+}
+
+/// Tells whoever asked, if they still wait.
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, SupervisorError>) {
+    if reply.send(result).is_err() {
+        tracing::debug!("whoever asked does not wait for the answer");
+    }
+}
+
+impl Task {
+    /// `occupied`: an earlier supervisor may have left processes of it.
+    pub(super) fn new(
+        name: String,
+        context: Arc<Context>,
+        definition: Arc<Definition>,
+        occupied: bool,
+        mailbox: mpsc::UnboundedReceiver<Message>,
+        news: mpsc::UnboundedSender<News>,
+    ) -> Self {
+        Self {
+            machine: Machine::new(&definition, occupied),
+            name,
+            context,
+            definition,
+            next_definition: None,
+            mailbox,
+            news,
+            announced: UNKNOWN,
+            service: None,
+            main: None,
+            execution: None,
+            captures: Vec::new(),
+            spawning: None,
+            stopping: None,
+            tester: Tester::Idle,
+            timer: None,
+            waiting: Vec::new(),
+            meter: Arc::default(),
+            forgotten: false,
+        }
+    }
+
+    /// Runs until nobody can send a message any more.
+    pub(super) async fn run(mut self) {
+        loop {
+            let happened = tokio::select! {
+                message = self.mailbox.recv() => match message {
+                    Some(message) => Happened::Message(message),
+                    None => return,
+                },
+                spawned = spawned(&mut self.spawning) => spawned,
+                launched = launched(&mut self.execution) => launched,
+                stopped = stopped(&mut self.stopping) => stopped,
+                // How the execution went is known when it has ended, at the latest, and comes first.
+                ended = main_ended(&mut self.main), if self.execution.is_none() => ended,
+                over = time_over(self.timer) => over,
+                test = self.tester.next() => Happened::Test(test),
+            };
+            match happened {
+                Happened::Message(message) => self.message(message).await,
+                Happened::Spawned(result) => self.spawned(result),
+                Happened::Launched(outcome) => self.launched(outcome),
+                Happened::Stopped(result) => self.stopped(result).await,
+                Happened::MainEnded(fate) => self.main_ended(fate),
+                Happened::TimeOver => {
+                    self.timer = None;
+                    self.step(Input::TimerOver);
+                }
+                Happened::Test(event) => self.test(event),
+            }
+        }
+    }
+
+    async fn message(&mut self, message: Message) {
+        let gone = || SupervisorError::ServiceNotFound {
+            service: self.name.clone(),
+        };
+        if self.forgotten {
+            // Sent before the registry knew.
+            match message {
+                Message::Start(reply) | Message::Kill(_, reply) | Message::Forget(reply) => answer(reply, Err(gone())),
+                Message::Stop(reply) | Message::Restart(reply) => answer(reply, Err(gone())),
+                Message::Stats(reply) => answer(reply, Err(gone())),
+                Message::Redefine(_) | Message::Dependencies(_) | Message::Close => {}
+            }
+            return;
+        }
+        match message {
+            Message::Start(reply) => {
+                self.step(Input::Start);
+                answer(reply, Ok(()));
+            }
+            Message::Stop(reply) => {
+                self.waiting.push(reply);
+                self.step(Input::Stop);
+            }
+            Message::Restart(reply) => {
+                self.waiting.push(reply);
+                self.step(Input::Restart);
+            }
+            Message::Kill(signal, reply) => answer(reply, self.kill(signal)),
+            Message::Stats(reply) => self.stats(reply),
+            Message::Forget(reply) => self.forget(reply).await,
+            Message::Redefine(definition) => self.next_definition = Some(definition),
+            Message::Dependencies(dependencies) => self.step(Input::Dependencies(dependencies)),
+            Message::Close => self.step(Input::Close),
+        }
+    }
+
+    /// Lets the machine take in what happened, does what it asks for, and announces what is new.
+    fn step(&mut self, input: Input) {
+        for effect in self.machine.step(input, self.context.epoch.elapsed()) {
+            match effect {
+                Effect::Spawn => self.spawn(),
+                Effect::Stop { gently } => self.stop(gently),
+                Effect::Timer(after) => self.timer = Instant::now().checked_add(after),
+                Effect::NoTimer => self.timer = None,
+            }
+        }
+        self.keep_testing();
+        self.announce();
+    }
+
+    fn announce(&mut self) {
+        let state = self.machine.state();
+        let announcement = Announcement {
+            ready: match state {
+                State::Running => !self.definition.oneshot,
+                State::Success => self.definition.oneshot,
+                _ => false,
+            },
+            state,
+            target: self.machine.target(),
+            pid: self.main.as_ref().and_then(OwnChild::pid).unwrap_or(0),
+        };
+        if announcement == self.announced {
+            return;
+        }
+        tracing::info!(service = self.name, state = %announcement.state, target = %announcement.target, pid = announcement.pid);
+        self.announced = announcement.clone();
+        self.tell(News::Changed(self.name.clone(), announcement));
+    }
+
+    fn tell(&self, news: News) {
+        if self.news.send(news).is_err() {
+            tracing::debug!(service = self.name, "the supervisor ends");
+        }
+    }
+
+    fn spawn(&mut self) {
+        if let Some(definition) = self.next_definition.take() {
+            self.machine.redefine(&definition);
+            self.definition = definition;
+        }
+        let (context, definition, name) = self.for_job();
+        let known = self.service.take();
+        self.spawning = Some(in_turn(&context, move |context| {
+            let service = enter_anew(&context.tracker, &name, known)?;
+            context.logs.mark_start(&name);
+            spawn(context, service, &definition, &definition.exec)
+        }));
+    }
+
+    fn for_job(&self) -> (Arc<Context>, Arc<Definition>, String) {
+        (
+            Arc::clone(&self.context),
+            Arc::clone(&self.definition),
+            self.name.clone(),
+        )
+    }
+
+    fn spawned(&mut self, result: Result<Result<Started, SpawnError>, JoinError>) {
+        self.spawning = None;
+        match self.started(result) {
+            Ok(started) => {
+                self.service = Some(started.service);
+                self.main = Some(started.child);
+                self.execution = Some(started.execution);
+                self.captures = started.captures;
+                self.step(Input::Created);
+            }
+            Err(Some(passing)) => self.step(Input::SpawnDenied(passing)),
+            Err(None) => self.step(Input::SpawnFailed),
+        }
+    }
+
+    fn launched(&mut self, outcome: Launched) {
+        self.execution = None;
+        match outcome {
+            Launched::Executed => self.step(Input::Spawned),
+            Launched::Failed(error) => {
+                self.not_started(&chain(&error));
+                if let Some(main) = self.main.take() {
+                    see_off(main);
+                }
+                self.step(Input::SpawnFailed);
+            }
+            // Its end says how.
+            Launched::Died => {}
+        }
+    }
+
+    /// The process that was started; says why if none was, and returns the reason if it may pass.
+    fn started(&self, result: Result<Result<Started, SpawnError>, JoinError>) -> Result<Started, Option<String>> {
+        let (reason, passing) = match result {
+            Ok(Ok(started)) => return Ok(started),
+            Ok(Err(error)) => (chain(&error), error::may_pass(&error)),
+            Err(error) => (error.to_string(), false),
+        };
+        self.not_started(&reason);
+        Err(passing.then_some(reason))
+    }
+
+    fn not_started(&self, reason: &str) {
+        tracing::error!(service = self.name, reason, "failed to start");
+        let line = format!("zinit: failed to start: {reason}");
+        self.context.logs.line(&self.name, Stream::Err, line.as_bytes());
+    }
+
+    fn stop(&mut self, gently: bool) {
+        let (context, definition, name) = self.for_job();
+        let main = self.main.as_ref().and_then(OwnChild::pid);
+        let known = self.service.clone();
+        // A test that is being started joins the service before the stop begins, or not at all.
+        let test = match std::mem::replace(&mut self.tester, Tester::Idle) {
+            Tester::Starting(job) => Some(job),
+            Tester::Executing(test) => {
+                see_off(test.0);
+                None
+            }
+            Tester::Running(child) => {
+                see_off(child);
+                None
+            }
+            Tester::Idle | Tester::Until(_) => None,
+        };
+        self.stopping = Some(Job(tokio::spawn(async move {
+            if let Some(Ok(Ok(started))) = match test {
+                Some(job) => Some(job.await),
+                None => None,
+            } {
+                see_off(started.child);
+            }
+            kill_wait_enhanced(&context, (name, known), definition, main, gently).await
+        })));
+    }
+
+    async fn stopped(&mut self, result: Result<Result<StopReport, StopError>, JoinError>) {
+        self.stopping = None;
+        match result {
+            Ok(Ok(report)) => {
+                self.see_main_off();
+                let captures = std::mem::take(&mut self.captures);
+                join_all(captures.iter().map(Capture::settle)).await;
+                if !report.proven {
+                    let doubts: Vec<_> = report.doubts.iter().map(ToString::to_string).collect();
+                    tracing::warn!(service = self.name, doubts = doubts.join("; "), "down, but not proven");
+                }
+                self.step(Input::Stopped);
+                self.answer_all(|| Ok(report.clone()));
+            }
+            Ok(Err(StopError::Survivors(report))) => {
+                let who = error::survivors(&report.survivors);
+                tracing::error!(service = self.name, "not down: {who}");
+                self.step(Input::Survived(who));
+                self.answer_all(|| Err(SupervisorError::Survivors(report.clone())));
+            }
+            Ok(Err(error)) => {
+                let reason = chain(&error);
+                tracing::error!(service = self.name, reason, "failed to stop");
+                let state = format!("failed to stop: {reason}");
+                self.step(match error {
+                    StopError::Tracker(TrackerError::Locked) => Input::Unstopped(state),
+                    _ => Input::Survived(state),
+                });
+                let source = Arc::new(error);
+                let service = self.name.clone();
+                self.answer_all(|| {
+                    Err(SupervisorError::Stop {
+                        service: service.clone(),
+                        source: Arc::clone(&source),
+                    })
+                });
+            }
+            Err(error) => {
+                tracing::error!(service = self.name, %error, "a stop broke off");
+                self.step(Input::Survived("a stop broke off".to_owned()));
+                // Those who wait get the outcome of the next.
+            }
+        }
+    }
+
+    fn answer_all(&mut self, result: impl Fn() -> Result<StopReport, SupervisorError>) {
+        for reply in std::mem::take(&mut self.waiting) {
+            answer(reply, result());
+        }
+    }
+
+    /// After a stop the main process is dead, unless somebody has released it.
+    fn see_main_off(&mut self) {
+        self.execution = None;
+        let Some(mut main) = self.main.take() else {
+            return;
+        };
+        match main.has_ended() {
+            Some(fate) => self.step(Input::Ended(fate)),
+            None => {
+                tracing::warn!(
+                    service = self.name,
+                    pid = main.pid(),
+                    "was released from the service and runs on"
+                );
+                see_off(main);
+                self.step(Input::Ended(None));
+            }
+        }
+    }
+
+    fn main_ended(&mut self, fate: Option<Fate>) {
+        self.main = None;
+        let how = fate.map_or_else(|| "nobody knows how".to_owned(), |fate| fate.to_string());
+        tracing::info!(service = self.name, how, "the main process has ended");
+        self.step(Input::Ended(fate));
+    }
+
+    /// Runs the test while the machine wants it.
+    fn keep_testing(&mut self) {
+        let wanted = self.machine.wants_test();
+        match self.tester {
+            Tester::Idle if wanted => self.run_test(),
+            Tester::Until(_) if !wanted => self.tester = Tester::Idle,
+            _ => {}
+        }
+    }
+
+    fn run_test(&mut self) {
+        let (context, definition, name) = self.for_job();
+        let known = self.service.clone();
+        self.tester = Tester::Starting(in_turn(&context, move |context| {
+            let service = enter(&context.tracker, &name, known)?;
+            let test = definition.test.as_deref().unwrap_or_default();
+            spawn(context, service, &definition, test)
+        }));
+    }
+
+    fn test(&mut self, event: TestEvent) {
+        let again = Tester::Until(Instant::now() + TEST_AGAIN);
+        match event {
+            TestEvent::Due => self.run_test(),
+            TestEvent::Started(result) => match self.started(*result) {
+                Ok(started) => self.tester = Tester::Executing(Box::new((started.child, started.execution))),
+                Err(Some(_)) => self.tester = again,
+                Err(None) => {
+                    self.tester = again;
+                    self.step(Input::TestBroken);
+                }
+            },
+            TestEvent::Launched(outcome) => {
+                let Tester::Executing(test) = std::mem::replace(&mut self.tester, again) else {
+                    return;
+                };
+                match outcome {
+                    Launched::Executed | Launched::Died => self.tester = Tester::Running(test.0),
+                    Launched::Failed(error) => {
+                        self.not_started(&chain(&error));
+                        see_off(test.0);
+                        self.step(Input::TestBroken);
+                    }
+                }
+            }
+            TestEvent::Ended(Some(Fate::Exited(0))) => {
+                self.tester = Tester::Idle;
+                self.step(Input::TestPassed);
+            }
+            TestEvent::Ended(fate) => {
+                tracing::debug!(service = self.name, ?fate, "the test failed");
+                self.tester = again;
+                self.keep_testing();
+            }
+        }
+    }
+
+    fn kill(&self, signal: Signal) -> Result<(), SupervisorError> {
+        let down = || SupervisorError::ServiceIsDown {
+            service: self.name.clone(),
+        };
+        let failed = |source| SupervisorError::Signal {
+            service: self.name.clone(),
+            source,
+        };
+        let main = self.main.as_ref().ok_or_else(down)?;
+        let main = main.matched().map_err(failed)?.ok_or_else(down)?;
+        if main.signal(signal).map_err(failed)? {
+            Ok(())
+        } else {
+            Err(down())
+        }
+    }
+
+    fn stats(&self, reply: Reply<Stats>) {
+        let name = self.name.clone();
+        let Some(main) = self.main.as_ref().and_then(OwnChild::pid) else {
+            return answer(reply, Err(SupervisorError::ServiceIsDown { service: name }));
+        };
+        let (context, meter, known) = (Arc::clone(&self.context), Arc::clone(&self.meter), self.service.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+            let stats = enter(&context.tracker, &name, known)
+                .and_then(|service| meter.measure(&context.tracker, &service, main))
+                .map_err(|source| SupervisorError::Tracker {
+                    service: name,
+                    source: Box::new(source),
+                });
+            answer(reply, stats);
+        });
+    }
+
+    async fn forget(&mut self, reply: Reply<()>) {
+        let service = self.name.clone();
+        if !self.machine.is_forgettable() {
+            return answer(reply, Err(SupervisorError::ServiceIsUp { service }));
+        }
+        let (name, known) = (service.clone(), self.service.take());
+        let leaving = blocking(&self.context, move |context| leave(&context.tracker, &name, known));
+        let left = timeout(PATIENCE, leaving).await;
+        if let Err(source) = left.unwrap_or(Err(TrackerError::Locked)) {
+            let source = Box::new(source);
+            return answer(reply, Err(SupervisorError::Tracker { service, source }));
+        }
+        self.forgotten = true;
+        self.tell(News::Forgotten(service, reply));
+    }
+}
+
+/// Waits for a child whose end matters to nobody.
+fn see_off(mut child: OwnChild) {
+    tokio::spawn(async move {
+        child.ended().await;
+    });
+}
+
+/// An error and what caused it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let causes: Vec<_> = causes.map(ToString::to_string).collect();
+    causes.join(": ")
+}
