@@ -2,7 +2,7 @@
 
 use crate::{build_ebpf, lint, test};
 use anyhow::{Context as _, Result};
-use std::fs;
+use std::{fs, path::Path};
 
 /// Lint, test with the committed BPF object, build it from source, and test with that one too
 #[derive(clap::Args)]
@@ -24,11 +24,17 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     println!("{}", build_ebpf::comparison(&fresh, Some(&committed)));
     if fresh == committed {
         println!("the tests above have covered both");
-        return Ok(());
+    } else {
+        test_with(&path, &fresh, &committed)?;
     }
+    Ok(())
+}
+
+/// Runs the tests with the fresh object in the place of the committed one, which is there again afterwards.
+fn test_with(path: &Path, fresh: &[u8], committed: &[u8]) -> Result<()> {
     println!("+ cargo xtask test (with the fresh BPF object)");
-    fs::write(&path, &fresh).context("failed to put the fresh object in place")?;
+    fs::write(path, fresh).context("failed to put the fresh object in place")?;
     let tested = test::run(&test::Options::default());
-    fs::write(&path, &committed).context("failed to restore the committed object")?;
+    fs::write(path, committed).context("failed to restore the committed object")?;
     tested
 }

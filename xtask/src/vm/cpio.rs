@@ -5,6 +5,7 @@ use std::{fs, io::Write, path::Path};
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
+const FILE: u32 = 0o100_644;
 const SYMLINK: u32 = 0o120_777;
 const DEVICE: u32 = 0o020_600;
 
@@ -46,6 +47,15 @@ impl<W: Write> Archive<W> {
     /// Writing fails.
     pub(crate) fn script(&mut self, name: &str, contents: &[u8]) -> Result<()> {
         self.entry(name, PROGRAM, contents, (0, 0))
+    }
+
+    /// Adds a file that cannot be executed.
+    ///
+    /// # Errors
+    ///
+    /// Writing fails.
+    pub(crate) fn file(&mut self, name: &str, contents: &[u8]) -> Result<()> {
+        self.entry(name, FILE, contents, (0, 0))
     }
 
     /// Adds a symbolic link.

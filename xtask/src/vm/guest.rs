@@ -1,6 +1,9 @@
 //! What a guest is made of: test binaries that need no libraries, the programs that tests call, and an init.
 
-use super::cpio::Archive;
+use super::{
+    cpio::Archive,
+    groups::{self, Call},
+};
 use crate::workspace::{cargo, output};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
@@ -13,6 +16,9 @@ use std::{
 };
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Every machine has root and nobody.
+const USERS: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n";
+const GROUPS: &[u8] = b"root:x:0:\nnogroup:x:65534:\n";
 const INIT: &[u8] = include_bytes!("init.sh");
 
 /// Packages whose programs the tests call.
@@ -24,29 +30,33 @@ const PROGRAMS: [&str; 24] = [
     "rmdir", "setpriv", "setsid", "sleep", "timeout", "touch", "true", "umount", "unshare", "wc",
 ];
 
-/// How long one test binary may take in the guest.
-const GROUP_SECONDS: u32 = 240;
+/// How long one test binary may take in the guest, for each round.
+const GROUP_SECONDS: u32 = 400;
 
-/// What a group runs without a filter, where that is less than all: an emulated machine is slow.
-const REDUCED: [(&str, &[&str]); 2] = [
-    ("escapes", &["--skip", "a_hundred_times"]),
-    ("trees", &["last_quarter"]),
-];
-
-/// Groups that a boot leaves out to save time: what depends on the version runs without arguments, the long one with them.
-const ONLY_WITHOUT_ARGUMENTS: &str = "cli";
-const ONLY_WITH_ARGUMENTS: &str = "trees";
+/// How a guest calls the test binaries.
+#[derive(Clone, Copy)]
+pub(crate) struct Calls<'a> {
+    /// For all of them; if there are none, each gets the arguments that its group has of its own.
+    pub(crate) arguments: &'a [String],
+    /// How often a test repeats what may go wrong once in many times. Repetition finds what is rare, at the pace of a real
+    /// machine; in a guest it is the kernels that differ.
+    pub(crate) rounds: u32,
+}
 
 /// What `cargo` has built.
 pub(crate) struct Binaries {
     /// Test binaries by the name of their group.
-    pub(crate) groups: Vec<(String, PathBuf)>,
-    /// `actor` and `zinit-tracker`.
+    groups: Vec<(String, PathBuf)>,
+    /// `actor`, `zinit-tracker` and `zinit`.
     others: Vec<(String, PathBuf)>,
 }
 
-/// What tests the actors, without a tracker: it says nothing about a kernel.
-const LEFT_OUT: &str = "actor";
+impl Binaries {
+    /// The names of the groups, in their order.
+    pub(crate) fn group_names(&self) -> Vec<&str> {
+        self.groups.iter().map(|(name, _)| name.as_str()).collect()
+    }
+}
 
 #[derive(Deserialize)]
 struct Message {
@@ -70,19 +80,31 @@ pub(crate) fn build(directory: &Path) -> Result<Binaries> {
         directory,
         &["test", "--no-run", "--package", "zinit-tests", "--test", "*"],
     )?;
-    built.extend(artifacts(
-        directory,
-        &["build", "--package", "zinit-tracker", "--bin", "zinit-tracker"],
-    )?);
+    built.extend(programs_of_ours(directory)?);
     let (groups, others): (Vec<_>, Vec<_>) = built.into_iter().partition(|artifact| artifact.test);
     let named = |artifact: Artifact| (artifact.name, artifact.path);
     let mut groups: Vec<_> = groups.into_iter().map(named).collect();
-    groups.retain(|(name, _)| name != LEFT_OUT);
+    groups.retain(|(name, _)| !groups::LEFT_OUT.contains(&name.as_str()));
     groups.sort();
     Ok(Binaries {
         groups,
         others: others.into_iter().map(named).collect(),
     })
+}
+
+/// Builds `zinit`, without debug information and linked statically.
+///
+/// # Errors
+///
+/// The build fails.
+pub(crate) fn build_zinit(directory: &Path) -> Result<PathBuf> {
+    let built = programs_of_ours(directory)?;
+    let zinit = built.into_iter().find(|artifact| artifact.name == "zinit");
+    Ok(zinit.context("cargo has built no zinit")?.path)
+}
+
+fn programs_of_ours(directory: &Path) -> Result<Vec<Artifact>> {
+    artifacts(directory, &["build", "--package", "zinit-tracker", "--bins"])
 }
 
 struct Artifact {
@@ -128,20 +150,12 @@ fn artifacts(directory: &Path, arguments: &[&str]) -> Result<Vec<Artifact>> {
     Ok(artifacts)
 }
 
-/// Writes the first file system of a guest: one whose kernel has a plain command line or not, and that passes these
-/// arguments to the test binaries.
+/// Writes the first file system of a guest, which runs these groups.
 ///
 /// # Errors
 ///
 /// A program is not in the tree, or writing fails.
-pub(crate) fn pack(path: &Path, tree: &Path, binaries: &Binaries, plain: bool, arguments: &[String]) -> Result<()> {
-    let left_out = if plain {
-        ONLY_WITH_ARGUMENTS
-    } else {
-        ONLY_WITHOUT_ARGUMENTS
-    };
-    let mut groups = binaries.groups.clone();
-    groups.retain(|(name, _)| !arguments.is_empty() || name != left_out);
+pub(crate) fn pack(path: &Path, tree: &Path, binaries: &Binaries, groups: &[Call<'_>], calls: Calls<'_>) -> Result<()> {
     let file = File::create(path).with_context(|| format!("failed to create {}", path.display()))?;
     let mut archive = Archive::new(BufWriter::new(file));
     for directory in [
@@ -166,18 +180,24 @@ pub(crate) fn pack(path: &Path, tree: &Path, binaries: &Binaries, plain: bool, a
     // Until devtmpfs is mounted.
     archive.device("dev/console", 5, 1)?;
     archive.script("init", INIT)?;
+    archive.file("etc/passwd", USERS)?;
+    archive.file("etc/group", GROUPS)?;
     archive.program("bin/busybox", &tree.join("usr/bin/busybox"))?;
     archive.symlink("bin/sh", "/usr/bin/dash")?;
     archive.symlink("usr/bin/sh", "dash")?;
     programs(&mut archive, tree)?;
-    for (name, file) in &groups {
+    for (name, file) in binaries
+        .groups
+        .iter()
+        .filter(|(name, _)| groups.iter().any(|call| call.group == name))
+    {
         archive.program(&format!("tests/{name}"), file)?;
     }
     for (name, file) in &binaries.others {
         archive.program(&format!("tests/bin/{name}"), file)?;
         also_where_it_was_built(&mut archive, name, file)?;
     }
-    archive.script("tests/groups.sh", script(&groups, arguments).as_bytes())?;
+    archive.script("tests/groups.sh", script(groups, calls).as_bytes())?;
     archive.finish()
 }
 
@@ -195,25 +215,30 @@ fn also_where_it_was_built(archive: &mut Archive<impl Write>, name: &str, file: 
     archive.symlink(&inside(file), &format!("/tests/bin/{name}"))
 }
 
-/// Calls every group with the arguments, quoted for the shell.
-fn script(groups: &[(String, PathBuf)], arguments: &[String]) -> String {
-    let call = |name: &str| {
-        let reduced = REDUCED.iter().find(|(group, _)| *group == name);
-        let reduced = reduced.map_or(&[][..], |(_, arguments)| arguments);
-        let arguments: Vec<&str> = match arguments {
-            [] => reduced.to_vec(),
+/// Calls every group with its arguments, quoted for the shell.
+fn script(groups: &[Call<'_>], calls: Calls<'_>) -> String {
+    let seconds = GROUP_SECONDS.saturating_mul(calls.rounds);
+    let call = |call: &Call<'_>| {
+        let name = call.group;
+        let arguments: Vec<&str> = match calls.arguments {
+            [] => call.arguments.to_vec(),
             given => given.iter().map(String::as_str).collect(),
         };
         let quoted = arguments
             .into_iter()
             .map(|argument| format!(" '{}'", argument.replace('\'', r"'\''")));
-        format!("group {name} {GROUP_SECONDS}{}\n", quoted.collect::<String>())
+        format!("group {name} {seconds}{}\n", quoted.collect::<String>())
     };
-    groups.iter().map(|(name, _)| call(name)).collect()
+    let rounds = format!("export ZINIT_TEST_ROUNDS={}\n", calls.rounds);
+    rounds + &groups.iter().map(call).collect::<String>()
 }
 
 /// Adds the programs that tests call, and the libraries that those need.
-fn programs(archive: &mut Archive<impl Write>, tree: &Path) -> Result<()> {
+///
+/// # Errors
+///
+/// The packages lack one, or writing fails.
+pub(crate) fn programs(archive: &mut Archive<impl Write>, tree: &Path) -> Result<()> {
     let mut libraries = BTreeSet::new();
     for name in PROGRAMS {
         let file = ["usr/bin", "usr/sbin"]
@@ -264,23 +289,29 @@ fn loader(tree: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn check(groups: &[&str], arguments: &[&str], expected: &str) {
-        let groups: Vec<_> = groups.iter().map(|name| ((*name).to_owned(), PathBuf::new())).collect();
+    fn check(groups: &[Call<'_>], arguments: &[&str], rounds: u32, expected: &str) {
         let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        assert_eq!(script(&groups, &arguments), expected);
+        let calls = Calls {
+            arguments: &arguments,
+            rounds,
+        };
+        assert_eq!(script(groups, calls), expected);
     }
 
     #[test]
     fn groups_get_their_arguments() {
+        let call = |group, arguments| Call { group, arguments };
         check(
-            &["cli", "trees"],
+            &[call("cli", &[]), call("trees", &["last_quarter"])],
             &[],
-            "group cli 240\ngroup trees 240 'last_quarter'\n",
+            1,
+            "export ZINIT_TEST_ROUNDS=1\ngroup cli 400\ngroup trees 400 'last_quarter'\n",
         );
         check(
-            &["trees"],
+            &[call("trees", &["last_quarter"])],
             &["it's", "--exact"],
-            "group trees 240 'it'\\''s' '--exact'\n",
+            2,
+            "export ZINIT_TEST_ROUNDS=2\ngroup trees 800 'it'\\''s' '--exact'\n",
         );
     }
 }

@@ -18,13 +18,14 @@ mkdir -p /dev/pts
 mount -t devpts -o ptmxmode=666 devpts /dev/pts
 chmod 1777 /tmp
 mount -t securityfs securityfs /sys/kernel/security
-# Both hierarchies, as the tests of cgroups want them.
+# Both hierarchies, as the tests of cgroups want them; which controllers the first still has depends on the kernel.
 mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
-mkdir /sys/fs/cgroup/unified /sys/fs/cgroup/freezer
+mkdir /sys/fs/cgroup/unified
 mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
-if ! mount -t cgroup -o freezer freezer /sys/fs/cgroup/freezer; then
-    rmdir /sys/fs/cgroup/freezer
-fi
+for controller in freezer memory; do
+    mkdir "/sys/fs/cgroup/$controller"
+    mount -t cgroup -o "$controller" "$controller" "/sys/fs/cgroup/$controller" || rmdir "/sys/fs/cgroup/$controller"
+done
 ip link set lo up
 
 exec </dev/null >/dev/ttyS1 2>&1
@@ -35,7 +36,11 @@ say fact release "$(uname -r)"
 say fact preempt "$(dmesg | sed -n 's/.*Dynamic Preempt: *//p')"
 say fact lsm "$(cat /sys/kernel/security/lsm)"
 say fact lockdown "$(cat /sys/kernel/security/lockdown 2>/dev/null)"
+say fact cgroup "$(ls /sys/fs/cgroup | tr '\n' ' ')"
 say booted
+
+# It says what it can without anything being loaded; in one line.
+say doctor "$("$ZINIT_TEST_TOOL" --pins /sys/fs/bpf/zinit-doctor doctor --json | tr -d '\n')"
 
 # group NAME SECONDS ARGUMENTS…: runs a test binary, in a session of its own as a terminal would.
 group() {

@@ -46,6 +46,8 @@ const MATRIX: [Wanted; 5] = [
 
 /// A kernel and the command line that it is booted with.
 pub(crate) struct Boot {
+    /// As the matrix has it, whatever version the archive has: `7.x preempt=full`.
+    pub(crate) name: String,
     /// As in the archive, or as in the matrix if the archive has none.
     pub(crate) version: String,
     /// What the command line has beside what every guest's has.
@@ -57,8 +59,21 @@ pub(crate) struct Boot {
 impl Boot {
     /// As it is shown, and as patterns match it.
     pub(crate) fn label(&self) -> String {
-        format!("{} {}", self.version, self.arguments).trim_end().to_owned()
+        with_arguments(&self.version, &self.arguments)
     }
+}
+
+fn with_arguments(kernel: &str, arguments: &str) -> String {
+    format!("{kernel} {arguments}").trim_end().to_owned()
+}
+
+/// The names of all boots of the matrix.
+pub(crate) fn names() -> Vec<String> {
+    let of = |wanted: &'static Wanted| {
+        let arguments = wanted.arguments.iter();
+        arguments.map(|arguments| with_arguments(wanted.name, arguments))
+    };
+    MATRIX.iter().flat_map(of).collect()
 }
 
 /// The boots that are asked for: of the kernels that match a pattern (all, if there is none), with their command lines or
@@ -79,12 +94,13 @@ pub(crate) fn boots(apt: &Apt, patterns: &[String], preempt: Option<&str>) -> Re
             None => wanted.arguments.to_vec(),
         };
         for arguments in command_lines {
-            let label = format!("{version} {arguments}");
-            let matches = |pattern: &String| label.contains(pattern.as_str()) || wanted.name == pattern;
+            let names = [version, wanted.name].map(|kernel| with_arguments(kernel, arguments));
+            let matches = |pattern: &String| names.iter().any(|name| name.contains(pattern.as_str()));
             if !patterns.is_empty() && !patterns.iter().any(matches) {
                 continue;
             }
             boots.push(Boot {
+                name: with_arguments(wanted.name, arguments),
                 version: version.to_owned(),
                 arguments: arguments.to_owned(),
                 image: match package {

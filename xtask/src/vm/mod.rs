@@ -5,18 +5,31 @@
 
 mod apt;
 mod cpio;
+mod doctor;
+mod groups;
 mod guest;
 mod kernels;
+mod pid1;
 mod qemu;
 mod report;
 
 use crate::workspace::target;
 use anyhow::{Context as _, Result, bail, ensure};
 use apt::Apt;
+use groups::Call;
+use guest::{Binaries, Calls};
 use kernels::Boot;
+use nix::sys::resource::{UsageWho, getrusage};
 use qemu::Machine;
-use report::{Group, Guest};
-use std::{fs, path::Path, time::Instant};
+use report::{Figures, Group, Guest};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Instant,
+};
 
 /// With fewer kernels than these the matrix shows nothing.
 const LEAST_KERNELS: usize = 4;
@@ -30,12 +43,30 @@ pub(crate) struct Options {
     /// Boot each kernel once, with this preemption (none, voluntary, lazy or full)
     #[arg(long, value_name = "MODE")]
     preempt: Option<String>,
+    /// Only boot guests whose PID 1 is zinit; without this they follow the tests, unless only some of those are asked for
+    #[arg(long)]
+    pid1: bool,
+    /// How often a test repeats what may go wrong once in many times
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// Passed on to the test binaries: a filter, or options
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
-/// Fetches, builds, boots one guest after another, and prints the table.
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            kernel: Vec::new(),
+            preempt: None,
+            pid1: false,
+            rounds: 1,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// Fetches, builds, boots the guests, and prints the table.
 ///
 /// # Errors
 ///
@@ -48,74 +79,147 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let apt = Apt::open(&directory)?;
     let tools = apt.closure(&[&["qemu-system-x86"][..], &guest::PACKAGES].concat())?;
     let tools = apt.tree("tools", &tools, |_| Ok(()))?;
+    if options.pid1 {
+        return pid1::run(&apt, &tools, &directory, &options.kernel);
+    }
     let boots = kernels::boots(&apt, &options.kernel, options.preempt.as_deref())?;
-    ensure!(!boots.is_empty(), "no kernel matches");
+    ensure!(
+        !boots.is_empty(),
+        "no kernel matches; there are: {}",
+        kernels::names().join("; ")
+    );
     let binaries = guest::build(&directory.join("build"))?;
-    let initramfs = directory.join("initramfs");
+    let groups = binaries.group_names();
+    for group in groups::stale(&groups) {
+        println!("WARNING: the matrix has a place for the tests of {group}, and there are none");
+    }
+    let laboratory = Laboratory {
+        tools,
+        binaries: &binaries,
+        calls: Calls {
+            arguments: &options.arguments,
+            rounds: options.rounds,
+        },
+        logs,
+    };
     println!("ready after {:.0} s", started.elapsed().as_secs_f64());
-    let mut results = Vec::new();
-    for boot in boots {
-        let guest = match &boot.image {
-            Ok(image) => {
-                guest::pack(
-                    &initramfs,
-                    &tools,
-                    &binaries,
-                    boot.arguments.is_empty(),
-                    &options.arguments,
-                )?;
-                Some(tested(&boot, image, &tools, &initramfs, &logs)?)
-            }
-            Err(error) => {
-                println!("== {}: SKIPPED: {error:#}", boot.label());
-                None
+    let assigned = groups::assign(&groups, &boots);
+    let guests = laboratory.test_all(&boots, &assigned)?;
+    let results: Vec<_> = boots.into_iter().zip(guests).collect();
+    println!("{}", report::table(&results));
+    let whole = options.kernel.is_empty() && options.preempt.is_none() && options.arguments.is_empty();
+    let as_pid_1 = if whole {
+        pid1::run(&apt, &laboratory.tools, &directory, &[])
+    } else {
+        Ok(())
+    };
+    println!(
+        "all in {:.0} s, with {} s of processor time; logs are in {}",
+        started.elapsed().as_secs_f64(),
+        processor_seconds()?,
+        laboratory.logs.display()
+    );
+    verdict(&results, options.kernel.is_empty()).and(as_pid_1)
+}
+
+/// What our ended children have used.
+fn processor_seconds() -> Result<i64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("failed to read the use of processors")?;
+    Ok(usage.user_time().tv_sec() + usage.system_time().tv_sec())
+}
+
+/// What all guests have in common.
+struct Laboratory<'a> {
+    tools: PathBuf,
+    binaries: &'a Binaries,
+    calls: Calls<'a>,
+    logs: PathBuf,
+}
+
+impl Laboratory<'_> {
+    /// Runs on each boot the groups that are assigned to it; none for a boot without a kernel.
+    fn test_all(&self, boots: &[Boot], assigned: &[Vec<Call<'_>>]) -> Result<Vec<Option<Guest>>> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<(usize, Guest)>> {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(boot) = boots.get(index) else {
+                    return Ok(done);
+                };
+                match &boot.image {
+                    Ok(image) => done.push((index, self.test(boot, image, &assigned[index])?)),
+                    Err(error) => println!("== {}: SKIPPED: {error:#}\n", boot.label()),
+                }
             }
         };
-        results.push((boot, guest));
+        let mut guests: Vec<_> = boots.iter().map(|_| None).collect();
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..guests_at_once()).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                let done = worker.join().expect("a worker returns its errors");
+                for (index, guest) in done? {
+                    guests[index] = Some(guest);
+                }
+            }
+            Ok(guests)
+        })
     }
-    println!("\n{}", report::table(&results));
-    println!(
-        "all in {:.0} s; logs are in {}",
-        started.elapsed().as_secs_f64(),
-        logs.display()
-    );
-    verdict(&results, options.kernel.is_empty())
+
+    /// Runs the groups on one kernel, and prints what comes of it.
+    fn test(&self, boot: &Boot, image: &Path, groups: &[Call<'_>]) -> Result<Guest> {
+        let log = self.logs.join(boot.label().replace([' ', '='], "-").replace('.', "_"));
+        let initramfs = log.with_extension("initramfs");
+        guest::pack(&initramfs, &self.tools, self.binaries, groups, self.calls)?;
+        let guest = qemu::boot(&Machine {
+            tree: &self.tools,
+            image,
+            initramfs: &initramfs,
+            arguments: &boot.arguments,
+            limit_seconds: qemu::LIMIT_SECONDS.saturating_mul(self.calls.rounds),
+            log: &log,
+        })?;
+        fs::remove_file(&initramfs).with_context(|| format!("failed to remove {}", initramfs.display()))?;
+        println!("{}", story(boot, &guest));
+        Ok(guest)
+    }
 }
 
-/// Runs the tests on one kernel, and prints what comes of it.
-fn tested(boot: &Boot, image: &Path, tools: &Path, initramfs: &Path, logs: &Path) -> Result<Guest> {
-    println!("== {}", boot.label());
-    let log = logs.join(boot.label().replace([' ', '='], "-").replace('.', "_"));
-    let machine = Machine {
-        tree: tools,
-        image,
-        initramfs,
-        arguments: &boot.arguments,
-        log: &log,
-    };
-    let guest = qemu::boot(&machine, show)?;
-    let faults = guest.faults(boot);
-    for fault in &faults {
-        println!("   FAULT: {fault}");
+/// As many guests as get two processors each; every guest has two, because one shows no races.
+fn guests_at_once() -> usize {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    (processors / qemu::PROCESSORS).max(1)
+}
+
+/// What came of one boot: figures and faults, and all output of the groups that failed.
+fn story(boot: &Boot, guest: &Guest) -> String {
+    let mut story = format!("== {}\n", boot.label());
+    let mut line = |text: &str| writeln!(story, "{text}").expect("a string takes everything");
+    for group in &guest.groups {
+        let took = group
+            .figures()
+            .map_or(String::new(), |Figures { seconds, .. }| format!(" in {seconds}"));
+        line(&format!("   {}: {}{took}", group.name, group.outcome()));
+        for reason in group.skipped() {
+            line(&format!("      skipped: {reason}"));
+        }
+        if group.failed() {
+            line(&group.output.join("\n"));
+        }
+    }
+    for promise in report::promises(guest).lines() {
+        line(&format!("   {promise}"));
+    }
+    for fault in guest.faults(boot) {
+        line(&format!("   FAULT: {fault}"));
     }
     if !guest.finished {
-        println!("   the last words of its kernel:\n{}", last(&guest.console, 30));
+        line(&format!(
+            "   the last words of its kernel:\n{}",
+            last(&guest.console, 30)
+        ));
     }
-    Ok(guest)
-}
-
-/// Prints the result of a group: figures, and all of its output if it failed.
-fn show(group: &Group) {
-    let seconds = group
-        .figures()
-        .map_or(String::new(), |figures| format!(" in {}", figures.seconds));
-    println!("   {}: {}{seconds}", group.name, group.outcome());
-    for reason in group.skipped() {
-        println!("      skipped: {reason}");
-    }
-    if group.failed() {
-        println!("{}", group.output.join("\n"));
-    }
+    story
 }
 
 fn last(text: &str, count: usize) -> String {
@@ -123,38 +227,43 @@ fn last(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Fails if a guest has, and, for the whole matrix, if too few kernels ran or no test was run.
+/// Says how many tests ran. Fails if a guest has, and, for the whole matrix, if too few kernels ran or no test was run.
 fn verdict(results: &[(Boot, Option<Guest>)], whole: bool) -> Result<()> {
-    let failed: Vec<_> = results
-        .iter()
-        .filter(|(boot, guest)| guest.as_ref().is_some_and(|guest| !guest.faults(boot).is_empty()))
-        .map(|(boot, _)| boot.label())
-        .collect();
     for (boot, _) in results.iter().filter(|(_, guest)| guest.is_none()) {
         println!("WARNING: {} was SKIPPED: nothing is known about it", boot.label());
     }
-    let ran = results
+    let ran: Vec<_> = results
         .iter()
-        .filter_map(|(boot, guest)| guest.as_ref().map(|_| &boot.version));
-    let mut ran: Vec<_> = ran.collect();
-    ran.dedup();
-    let least = if whole { LEAST_KERNELS } else { 1 };
-    ensure!(ran.len() >= least, "{} kernels ran, fewer than {least}", ran.len());
-    let passed = |guest: &Guest| {
-        guest
-            .groups
-            .iter()
-            .filter_map(Group::figures)
-            .map(|figures| figures.passed)
-            .sum::<u32>()
-    };
-    let idle = results
+        .filter_map(|(boot, guest)| guest.as_ref().map(|guest| (boot, guest)))
+        .collect();
+    let mut kernels: Vec<_> = ran.iter().map(|(boot, _)| &boot.version).collect();
+    kernels.dedup();
+    let figures = ran
         .iter()
-        .filter_map(|(_, guest)| guest.as_ref())
-        .all(|guest| passed(guest) == 0);
-    if !failed.is_empty() {
-        bail!("not right: {}", failed.join("; "));
+        .flat_map(|(_, guest)| &guest.groups)
+        .filter_map(Group::figures);
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for group in figures {
+        passed += group.passed;
+        failed += group.failed;
+        skipped += group.skipped;
     }
-    ensure!(!idle, "no test was run");
+    println!(
+        "kernel matrix: {passed} tests passed, {failed} failed, {skipped} skipped, in {} boots of {} kernels",
+        ran.len(),
+        kernels.len()
+    );
+    let least = if whole { LEAST_KERNELS } else { 1 };
+    ensure!(
+        kernels.len() >= least,
+        "{} kernels ran, fewer than {least}",
+        kernels.len()
+    );
+    let wrong = ran.iter().filter(|(boot, guest)| !guest.faults(boot).is_empty());
+    let wrong: Vec<_> = wrong.map(|(boot, _)| boot.label()).collect();
+    if !wrong.is_empty() {
+        bail!("not right: {}", wrong.join("; "));
+    }
+    ensure!(passed > 0, "no test was run");
     Ok(())
 }

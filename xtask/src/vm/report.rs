@@ -1,10 +1,10 @@
 //! What the guests have said, and the table of it.
 
-use super::kernels::Boot;
+use super::{doctor::Doctor, kernels::Boot};
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 /// What marks a kernel in trouble, in its messages.
-const TROUBLE: [&str; 6] = [
+pub(crate) const TROUBLE: [&str; 6] = [
     "WARNING:",
     "BUG:",
     "Oops",
@@ -22,6 +22,8 @@ pub(crate) struct Guest {
     pub(crate) duration: Duration,
     /// What init says about the kernel: its release, preemption, security modules.
     pub(crate) facts: BTreeMap<String, String>,
+    /// What the tool says of this kernel, if it could be understood.
+    pub(crate) doctor: Option<Doctor>,
     /// The groups that have begun.
     pub(crate) groups: Vec<Group>,
     /// What the tests left behind.
@@ -53,13 +55,13 @@ pub(crate) struct Figures {
 }
 
 impl Guest {
-    /// Takes in a line; returns the group that it ends.
-    pub(crate) fn hear(&mut self, line: &str, elapsed: Duration) -> Option<&Group> {
+    /// Takes in a line.
+    pub(crate) fn hear(&mut self, line: &str, elapsed: Duration) {
         let Some(said) = line.strip_prefix("@@ ") else {
             if let Some(group) = self.groups.last_mut().filter(|group| group.status.is_none()) {
                 group.output.push(line.to_owned());
             }
-            return None;
+            return;
         };
         let (word, rest) = said.split_once(' ').unwrap_or((said, ""));
         match word {
@@ -67,6 +69,7 @@ impl Guest {
                 let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
                 self.facts.insert(name.to_owned(), value.to_owned());
             }
+            "doctor" => self.doctor = serde_json::from_str(rest).ok(),
             "booted" => self.booted = Some(elapsed),
             "begin" => self.groups.push(Group {
                 name: rest.to_owned(),
@@ -74,15 +77,14 @@ impl Guest {
                 output: Vec::new(),
             }),
             "end" => {
-                let group = self.groups.last_mut()?;
-                group.status = rest.rsplit(' ').next().and_then(|status| status.parse().ok());
-                return Some(group);
+                if let Some(group) = self.groups.last_mut() {
+                    group.status = rest.rsplit(' ').next().and_then(|status| status.parse().ok());
+                }
             }
             "left" => self.left.push(rest.to_owned()),
             "done" => self.finished = true,
             _ => {}
         }
-        None
     }
 
     /// Everything that is wrong with it, a line each, but for the output of failed groups.
@@ -94,6 +96,14 @@ impl Guest {
             faults.push("it did not boot".to_owned());
         } else if !self.finished {
             faults.push("the guest ended before its time".to_owned());
+        }
+        match &self.doctor {
+            Some(doctor) => {
+                let comparisons = doctor.compare(&self.groups);
+                faults.extend(comparisons.iter().filter_map(|comparison| comparison.fault()));
+            }
+            None if self.booted.is_some() => faults.push("doctor gave no answer".to_owned()),
+            None => {}
         }
         faults.extend(self.left.iter().map(|thing| format!("left: {thing}")));
         if self.booted.is_some() {
@@ -219,6 +229,17 @@ pub(crate) fn table(results: &[(Boot, Option<Guest>)]) -> String {
     aligned(&rows)
 }
 
+/// What doctor promises on this kernel × what the tests saw; empty if it promises nothing.
+pub(crate) fn promises(guest: &Guest) -> String {
+    let comparisons = guest.doctor.iter().flat_map(|doctor| doctor.compare(&guest.groups));
+    let mut rows: Vec<Vec<String>> = comparisons.map(|comparison| comparison.row().to_vec()).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    rows.insert(0, ["promise", "doctor", "tests"].map(ToOwned::to_owned).to_vec());
+    aligned(&rows)
+}
+
 fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
@@ -262,6 +283,7 @@ mod tests {
         let guest = heard(&[
             "@@ fact preempt full",
             "@@ booted",
+            r#"@@ doctor {"tracking":"ebpf","promises":[{"promise":1,"title":"Nothing escapes","holds":true,"detail":""}]}"#,
             "@@ begin escapes",
             "SKIPPED: no freezer",
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 4.20s",
@@ -277,6 +299,11 @@ mod tests {
             seconds: "4.20s".to_owned(),
         };
         assert_eq!(guest.groups[0].figures(), Some(expected));
+        let promises = promises(&guest);
+        assert!(
+            promises.contains("1. Nothing escapes  holds   escapes: 12 ok, 1 skipped"),
+            "{promises}"
+        );
         let table = table(&[(full, Some(guest)), (boot(""), None)]);
         assert!(table.contains("12 ok, 1 skipped"), "{table}");
         assert!(table.contains("SKIPPED"), "{table}");
@@ -297,6 +324,7 @@ mod tests {
             faults,
             [
                 "the guest was ended at its limit",
+                "doctor gave no answer",
                 "preempt=full had no effect",
                 "stopping: TIMED OUT",
                 "cli: NO END"
@@ -304,8 +332,32 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_promise_that_the_tests_refute() {
+        let guest = heard(&[
+            "@@ booted",
+            r#"@@ doctor {"promises":[
+                {"promise":1,"title":"Nothing escapes","holds":true,"detail":""},
+                {"promise":3,"title":"Down means down","holds":false,"detail":"no pidfd"}]}"#
+                .replace('\n', "")
+                .as_str(),
+            "@@ begin escapes",
+            "test result: FAILED. 11 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 4.20s",
+            "@@ end escapes 101",
+            "@@ done",
+        ]);
+        assert_eq!(
+            guest.faults(&boot("")),
+            [
+                "doctor says that promise 1 (Nothing escapes) holds, and escapes failed",
+                "escapes: 11 ok, 1 FAILED"
+            ]
+        );
+    }
+
     fn boot(arguments: &str) -> Boot {
         Boot {
+            name: "7.x".to_owned(),
             version: "7.3.4+deb13".to_owned(),
             arguments: arguments.to_owned(),
             image: Ok("vmlinuz".into()),
