@@ -165,5 +165,29 @@ fn look_over(object: &[u8]) -> Result<()> {
     for map in zinit_ebpf::map::ALL {
         ensure!(parsed.maps.contains_key(map), "the object has no map {map}");
     }
+    for (name, program) in &parsed.programs {
+        let function = parsed.functions.get(&program.function_key());
+        let function = function.with_context(|| format!("program {name} has no code"))?;
+        let calls = function
+            .instructions
+            .iter()
+            .filter(|instruction| is_call_of_ours(instruction));
+        let calls = calls.count();
+        ensure!(
+            calls == 0,
+            "program {name} calls {calls} functions of ours or the compiler's (memset, say): before Linux 6.5 and its stable \
+             relatives, 5.10 for ever, the load of a null pointer in a program with functions is an oops"
+        );
+    }
     Ok(())
+}
+
+/// Whether it calls code in the object rather than a helper of the kernel.
+///
+/// None may. A kernel without "bpf: ensure main program has an extable" (0108a4e9f358) keeps the table of loads that may fault
+/// with only one of the two entries that it has for such a program, and looks it up in the other. Our loads do meet null pointers: a
+/// process that has been reaped has no `thread_pid`.
+fn is_call_of_ours(instruction: &aya_obj::generated::bpf_insn) -> bool {
+    use aya_obj::generated::{BPF_CALL, BPF_JMP, BPF_PSEUDO_CALL};
+    u32::from(instruction.code) == BPF_JMP | BPF_CALL && u32::from(instruction.src_reg()) == BPF_PSEUDO_CALL
 }

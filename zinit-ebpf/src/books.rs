@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use core::arch::asm;
 use zinit_ebpf::{
-    Adoption, Control, Event, Exit, ExitKey, Layout, Process, Service, Spawn, StateChange, Stats, event_kind,
+    Adoption, COMM_LEN, Control, Event, Exit, ExitKey, Layout, Process, Service, Spawn, StateChange, Stats, event_kind,
     process_flag,
 };
 
@@ -259,6 +259,16 @@ fn delete(service: u32, tgid: u32) -> Option<*mut Service> {
     Some(books)
 }
 
+/// 0, which the compiler does not know: it would fill a record with zeros by calling a function, and no program may call one
+/// (`build-ebpf` says why).
+#[inline(always)]
+fn zero() -> u64 {
+    let zero;
+    // SAFETY: sets a register.
+    unsafe { asm!("{zero} = 0", zero = out(reg) zero, options(pure, nomem, nostack)) };
+    zero
+}
+
 /// Uncounts a member, as the last step of its removal: whoever sees `live` at 0 finds everything else done.
 #[inline(always)]
 fn uncount(books: *mut Service, service: u32, now: u64) {
@@ -266,11 +276,20 @@ fn uncount(books: *mut Service, service: u32, now: u64) {
     unsafe { subtract(&raw mut (*books).live, 1) };
     // SAFETY: as above.
     if unsafe { core::ptr::read_volatile(&raw const (*books).live) } == 0 {
+        let none = zero();
+        let mut comm = [0; COMM_LEN];
+        comm[..8].copy_from_slice(&none.to_ne_bytes());
+        comm[8..].copy_from_slice(&none.to_ne_bytes());
         emit(&Event {
             kind: event_kind::EMPTY,
             service,
             boottime_ns: now,
-            ..Event::default()
+            start_boottime_ns: none,
+            tgid: none as u32,
+            pid: none as u32,
+            parent_tgid: none as u32,
+            status: none as u32,
+            comm,
         });
     }
 }

@@ -27,8 +27,10 @@ fn zinit_fork(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     count!(seen);
-    if !created(&ctx, parent, child) {
-        count!(ignored);
+    match created(parent, child) {
+        Creation::Foreign => count!(ignored),
+        Creation::Known => {}
+        Creation::Joined(service) => debug!(&ctx, "fork: {} in service {}", tgid, service),
     }
     0
 }
@@ -37,45 +39,51 @@ fn zinit_fork(ctx: BtfTracePointContext) -> i32 {
 fn zinit_wakeup(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: the argument is the new task, and the task that runs is its creator; neither is null.
     let (parent, child) = unsafe { (Task::new(bpf_get_current_task_btf() as u64), Task::new(ctx.arg(0))) };
-    if child.tgid() == parent.tgid() {
+    let tgid = child.tgid();
+    if tgid == parent.tgid() {
         return 0;
     }
-    created(&ctx, parent, child);
+    if let Creation::Joined(service) = created(parent, child) {
+        debug!(&ctx, "fork: {} in service {}, seen when it was woken", tgid, service);
+    }
     0
+}
+
+/// Whom the creation of a process concerns.
+enum Creation {
+    /// No service.
+    Foreign,
+    /// A service that has it already, or whose books could not take it.
+    Known,
+    /// The service with this id, which has it now.
+    Joined(u32),
 }
 
 /// A process was created by `parent`, which runs now. Called up to twice for each creation.
 ///
-/// Returns whether it concerns a service.
+/// It logs nothing itself: the formatting would be a function of its own, which no program may call (`build-ebpf` says why).
 #[inline(always)]
-fn created(ctx: &BtfTracePointContext, parent: Task, child: Task) -> bool {
+fn created(parent: Task, child: Task) -> Creation {
     let creator = parent.key();
     let (service, flags) = if let Some(service) = pending_spawn(parent) {
         (service, process_flag::SPAWNED)
     } else if let Some(service) = books::service_of(creator) {
         (service, 0)
     } else {
-        return false;
+        return Creation::Foreign;
     };
     if books::service_of(child.key()).is_some() {
         // The other hook was first.
-        return true;
+        return Creation::Known;
     }
     let Some(state) = books::join(service, child, creator, flags, event_kind::FORK) else {
-        return true;
+        return Creation::Known;
     };
-    debug!(
-        ctx,
-        "fork: {} creates {} in service {}",
-        creator.tgid,
-        child.tgid(),
-        service
-    );
     // A spawner is no member: it must not die for a service that is being killed.
     if state == service_state::KILLING && flags & process_flag::SPAWNED == 0 {
         books::kill_current();
     }
-    true
+    Creation::Joined(service)
 }
 
 /// Takes the pending spawn of the thread, if it has one.

@@ -147,7 +147,7 @@ fn command(machine: &Machine<'_>, console: &Path) -> Result<Command> {
         .arg("-append")
         // Mitigations cost an emulated processor a third of its time, and it has nothing to hide.
         .arg(format!(
-            "console=ttyS0 panic=-1 loglevel=5 mitigations=off {}",
+            "console=ttyS0 oops=panic panic=-1 loglevel=5 mitigations=off {}",
             machine.arguments
         ))
         .stdin(Stdio::null());
