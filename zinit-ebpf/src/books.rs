@@ -16,7 +16,7 @@ use zinit_ebpf::{
     process_flag,
 };
 
-use crate::task::{Key, Task};
+use crate::task::{Key, Signal, Task};
 
 const EEXIST: i32 = -17;
 const ENOENT: i32 = -2;
@@ -161,17 +161,17 @@ pub fn kill_current() {
     }
 }
 
-/// Enters `child` into `service`; `creator` is the process that created it.
+/// Enters `child`, whose name is `key`, into `service`; `creator` is the process that created it.
 ///
 /// Returns the service's state if this call entered it.
 #[inline(always)]
-pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> Option<u32> {
+pub fn join(service: u32, child: Task, key: Key, creator: Key, flags: u32, kind: u32) -> Option<u32> {
     let Some(books) = SERVICES.get_ptr_mut(service) else {
         // A service is unregistered only when it is empty and nobody spawns into it.
         count!(insert_failures);
         return None;
     };
-    let key = child.key();
+    let signal = child.signal();
     // SAFETY: `books` points to the service's map value, which outlives this run of the program.
     let (level, inum) = unsafe { ((*books).pid_namespace_level, (*books).pid_namespace) };
     // SAFETY: a helper without arguments.
@@ -183,9 +183,9 @@ pub fn join(service: u32, child: Task, creator: Key, flags: u32, kind: u32) -> O
         parent_start_boottime_ns: creator.start_boottime_ns,
         joined_boottime_ns: now,
         parent_tgid: creator.tgid,
-        pid: child.pid_in(level, inum),
-        session: child.session(),
-        group: child.group(),
+        pid: child.pid().in_namespace(level, inum),
+        session: signal.session(),
+        group: signal.group(),
         comm: child.comm(),
     };
     // SAFETY: as above.
@@ -330,13 +330,12 @@ pub fn release(key: Key, died: bool) -> bool {
     true
 }
 
-/// Records the death of `task`'s process, whose last thread exits or is gone.
+/// Records the death of `task`'s process, whose last thread exits or is gone, and whose name and shared state the caller has read.
 ///
 /// `exits` is raised before the exit record appears and `live` lowered after: a reader who takes the records first and
 /// then `exits` misses none that are counted, and one who sees `live` at 0 finds every record.
 #[inline(always)]
-pub fn died(task: Task) -> bool {
-    let key = task.key();
+pub fn died(task: Task, key: Key, signal: Signal) -> bool {
     let Some(entry) = member(key) else {
         return false;
     };
@@ -347,7 +346,7 @@ pub fn died(task: Task) -> bool {
     unsafe { add(&raw mut (*books).exits, 1) };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    let status = task.wait_status();
+    let status = task.wait_status(signal);
     let exit = Exit {
         service: entry.service,
         parent_tgid: entry.parent_tgid,

@@ -30,7 +30,7 @@ fn zinit_fork(ctx: BtfTracePointContext) -> i32 {
     match created(parent, child) {
         Creation::Foreign => count!(ignored),
         Creation::Known => {}
-        Creation::Joined(service) => debug!(&ctx, "fork: {} in service {}", tgid, service),
+        Creation::Joined(service) => debug!(&ctx, "fork: {} creates {} in service {}", parent.tgid(), tgid, service),
     }
     0
 }
@@ -44,7 +44,7 @@ fn zinit_wakeup(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     if let Creation::Joined(service) = created(parent, child) {
-        debug!(&ctx, "fork: {} in service {}, seen when it was woken", tgid, service);
+        debug!(&ctx, "fork: {} creates {} in service {}", parent.tgid(), tgid, service);
     }
     0
 }
@@ -72,11 +72,12 @@ fn created(parent: Task, child: Task) -> Creation {
     } else {
         return Creation::Foreign;
     };
-    if books::service_of(child.key()).is_some() {
+    let key = child.key();
+    if books::service_of(key).is_some() {
         // The other hook was first.
         return Creation::Known;
     }
-    let Some(state) = books::join(service, child, creator, flags, event_kind::FORK) else {
+    let Some(state) = books::join(service, child, key, creator, flags, event_kind::FORK) else {
         return Creation::Known;
     };
     // A spawner is no member: it must not die for a service that is being killed.
@@ -114,7 +115,8 @@ fn zinit_exit(ctx: BtfTracePointContext) -> i32 {
     if books::any_armed() {
         books::disarm(task.tid());
     }
-    if task.live_threads() == 0 && books::died(task) {
+    let signal = task.signal();
+    if signal.live_threads() == 0 && books::died(task, task.key(), signal) {
         debug!(&ctx, "exit: {}", task.tgid());
     }
     0
@@ -129,7 +131,11 @@ fn zinit_free(ctx: BtfTracePointContext) -> i32 {
     }
     // Only for leaders; after an exec by another thread the old leader is freed while the process lives on, and then
     // its shared `signal` still has a live thread.
-    if task.tid() == task.tgid() && task.live_threads() == 0 && books::died(task) {
+    if task.tid() != task.tgid() {
+        return 0;
+    }
+    let signal = task.signal();
+    if signal.live_threads() == 0 && books::died(task, task.key(), signal) {
         count!(healed);
         warn!(&ctx, "exit of {} seen only when it was freed", task.tgid());
     }
@@ -267,24 +273,25 @@ fn zinit_tasks(ctx: *mut c_void) -> i32 {
     }
     // One whose exit no hook saw, and which nobody has reaped yet: whoever lists shall not take it for a living member.
     // Dead, not dying: the exit hook of one that is dying may be yet to come, and so may its exit status.
-    if task.is_dead() && books::died(task) {
+    let (key, signal, numbers) = (task.key(), task.signal(), task.pid());
+    let dead = task.is_dead(signal);
+    if dead && books::died(task, key, signal) {
         count!(healed);
     }
-    let level = task.pid_namespace_level();
-    let key = task.key();
-    let (_, pid_namespace) = task.number_at(level);
-    let (pid, _) = task.number_at(Task::current_level());
+    let level = numbers.level();
+    let (_, pid_namespace) = numbers.number_at(level);
+    let (pid, _) = numbers.number_at(Task::current_level());
     let record = zinit_ebpf::Task {
         start_boottime_ns: key.start_boottime_ns,
         tgid: key.tgid,
         pid,
         parent_tgid: task.real_parent().tgid(),
-        session: task.session(),
-        group: task.group(),
-        live_threads: task.live_threads(),
+        session: signal.session(),
+        group: signal.group(),
+        live_threads: signal.live_threads(),
         pid_namespace,
         pid_namespace_level: level,
-        dead: u32::from(task.is_dead()),
+        dead: u32::from(dead),
         _pad: 0,
         comm: task.comm(),
     };
@@ -313,7 +320,11 @@ fn zinit_adopt(ctx: *mut c_void) -> i32 {
     let Some((meta, task)) = iterated(ctx) else {
         return 0;
     };
-    if task.tid() != task.tgid() || task.live_threads() == 0 {
+    if task.tid() != task.tgid() {
+        return 0;
+    }
+    let signal = task.signal();
+    if signal.live_threads() == 0 {
         return 0;
     }
     let key = task.key();
@@ -324,14 +335,14 @@ fn zinit_adopt(ctx: *mut c_void) -> i32 {
     let Some(service) = requested(key).or_else(|| adopting(parent)) else {
         return 0;
     };
-    if books::join(service, task, parent, process_flag::ADOPTED, event_kind::ADOPT).is_some() {
+    if books::join(service, task, key, parent, process_flag::ADOPTED, event_kind::ADOPT).is_some() {
         // One byte for each: the reader repeats the pass until nothing is written.
         write(meta, &1_u8);
     }
     // The process may have died since `live_threads` was read, before it had an entry that its exit could delete. An
     // exit that begins after the insert finds the entry.
-    if task.live_threads() == 0 {
-        books::died(task);
+    if signal.live_threads() == 0 {
+        books::died(task, key, signal);
     }
     0
 }

@@ -85,7 +85,7 @@ impl Task {
     /// The nesting level of the pid namespace of the task that runs the program; 0 where the kernel cannot tell.
     #[inline(always)]
     pub fn current_level() -> u32 {
-        Self::current().map_or(0, Self::pid_namespace_level)
+        Self::current().map_or(0, |task| task.pid().level())
     }
 
     /// The task that runs the program; `None` where the kernel does not give it out.
@@ -138,43 +138,36 @@ impl Task {
         }
     }
 
+    /// What the threads of the process share.
     #[inline(always)]
-    fn signal(self) -> u64 {
+    pub fn signal(self) -> Signal {
         // SAFETY: as above.
-        unsafe { load(self.0, TASK_SIGNAL.load()) }
+        Signal(unsafe { load(self.0, TASK_SIGNAL.load()) })
     }
 
-    /// Threads of the process that have not begun to exit; 0: the process is dead.
+    /// The numbers of the thread; all of them read as 0 once it was reaped.
     #[inline(always)]
-    pub fn live_threads(self) -> u32 {
-        // SAFETY: `signal` outlives its task, also after reaping.
-        unsafe { load(self.signal(), SIGNAL_LIVE.load()) }
+    pub fn pid(self) -> Pid {
+        // SAFETY: as above.
+        Pid(unsafe { load(self.0, TASK_THREAD_PID.load()) })
     }
 
     /// Whether the process has ended altogether, for its leader: what makes a pidfd readable (`exit_notify` has passed the
     /// leader, and no other thread is left).
     #[inline(always)]
-    pub fn is_dead(self) -> bool {
+    pub fn is_dead(self, signal: Signal) -> bool {
         // SAFETY: `self.0` is a task by construction.
         let exit_state: u32 = unsafe { load(self.0, TASK_EXIT_STATE.load()) };
-        // SAFETY: as above.
-        let threads: u32 = unsafe { load(self.signal(), SIGNAL_NR_THREADS.load()) };
-        exit_state != 0 && threads <= 1
+        exit_state != 0 && signal.threads() <= 1
     }
 
     /// Wait status of a dead process.
     #[inline(always)]
-    pub fn wait_status(self) -> u32 {
-        let signal = self.signal();
+    pub fn wait_status(self, signal: Signal) -> u32 {
         // SAFETY: as above.
-        let flags: u32 = unsafe { load(signal, SIGNAL_FLAGS.load()) };
-        if flags & SIGNAL_GROUP_EXIT != 0 {
-            // SAFETY: as above.
-            unsafe { load(signal, SIGNAL_GROUP_EXIT_CODE.load()) }
-        } else {
-            // SAFETY: as above.
-            unsafe { load(self.leader().0, TASK_EXIT_CODE.load()) }
-        }
+        signal
+            .group_exit_code()
+            .unwrap_or_else(|| unsafe { load(self.leader().0, TASK_EXIT_CODE.load()) })
     }
 
     #[inline(always)]
@@ -189,11 +182,42 @@ impl Task {
         comm[8..].copy_from_slice(&high.to_ne_bytes());
         comm
     }
+}
+
+/// What the threads of a process share (`struct signal_struct`). It outlives its tasks, also after reaping.
+///
+/// Programs ask for it once: the verifier looks at each load of a pointer for milliseconds (from 6.2 on it searches all of the
+/// kernel's BTF for what the pointer may be trusted with), on every path that leads there.
+#[derive(Clone, Copy)]
+pub struct Signal(u64);
+
+impl Signal {
+    /// Threads of the process that have not begun to exit; 0: the process is dead.
+    #[inline(always)]
+    pub fn live_threads(self) -> u32 {
+        // SAFETY: `self.0` is a signal structure by construction.
+        unsafe { load(self.0, SIGNAL_LIVE.load()) }
+    }
+
+    #[inline(always)]
+    fn threads(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { load(self.0, SIGNAL_NR_THREADS.load()) }
+    }
+
+    /// The status with which all threads were told to exit, if they were.
+    #[inline(always)]
+    fn group_exit_code(self) -> Option<u32> {
+        // SAFETY: as above.
+        let flags: u32 = unsafe { load(self.0, SIGNAL_FLAGS.load()) };
+        // SAFETY: as above.
+        (flags & SIGNAL_GROUP_EXIT != 0).then(|| unsafe { load(self.0, SIGNAL_GROUP_EXIT_CODE.load()) })
+    }
 
     #[inline(always)]
     fn related_pid(self, kind: u64) -> u32 {
         // SAFETY: `pids` has four elements.
-        let pid: u64 = unsafe { load(self.signal(), SIGNAL_PIDS.load() + 8 * kind) };
+        let pid: u64 = unsafe { load(self.0, SIGNAL_PIDS.load() + 8 * kind) };
         // SAFETY: every `struct pid` has a number at level 0.
         unsafe { load(pid, PID_NUMBERS.load() + UPID_NR.load()) }
     }
@@ -207,29 +231,28 @@ impl Task {
     pub fn group(self) -> u32 {
         self.related_pid(PIDTYPE_PGID)
     }
+}
 
-    #[inline(always)]
-    fn pid(self) -> u64 {
-        // SAFETY: `self.0` is a task by construction.
-        unsafe { load(self.0, TASK_THREAD_PID.load()) }
-    }
+/// The numbers of a thread (`struct pid`), or a null pointer. Asked for once, for the reason given at [`Signal`].
+#[derive(Clone, Copy)]
+pub struct Pid(u64);
 
-    /// The nesting level of the task's own pid namespace.
+impl Pid {
+    /// The nesting level of the thread's own pid namespace.
     #[inline(always)]
-    pub fn pid_namespace_level(self) -> u32 {
-        // SAFETY: a live task has a `struct pid`; after reaping this reads as 0.
-        unsafe { load(self.pid(), PID_LEVEL.load()) }
+    pub fn level(self) -> u32 {
+        // SAFETY: `self.0` is a `struct pid` by construction, or null, which reads as 0.
+        unsafe { load(self.0, PID_LEVEL.load()) }
     }
 
     /// The thread's number at `level` and the inode number of the pid namespace there.
     #[inline(always)]
     fn number(self, level: u32) -> (u32, u32) {
-        let pid = self.pid();
         let upid = PID_NUMBERS.load() + u64::from(level) * UPID_SIZE.load();
         // SAFETY: callers ask for levels up to that of the task only, and above 0 only where the array is flexible.
-        let number: u32 = unsafe { load(pid, upid + UPID_NR.load()) };
+        let number: u32 = unsafe { load(self.0, upid + UPID_NR.load()) };
         // SAFETY: as above.
-        let namespace: u64 = unsafe { load(pid, upid + UPID_NS.load()) };
+        let namespace: u64 = unsafe { load(self.0, upid + UPID_NS.load()) };
         // SAFETY: a pid holds a reference to its namespaces.
         let inum: u32 = unsafe { load(namespace, NAMESPACE_INUM.load()) };
         (number, inum)
@@ -243,7 +266,7 @@ impl Task {
         if level == 0 {
             return self.number(0);
         }
-        if PID_NUMBERS_FLEXIBLE.load() == 0 || level > self.pid_namespace_level() {
+        if PID_NUMBERS_FLEXIBLE.load() == 0 || level > self.level() {
             return (0, 0);
         }
         match level {
@@ -260,7 +283,7 @@ impl Task {
 
     /// The process's pid as the given pid namespace shows it; 0 if it does not.
     #[inline(always)]
-    pub fn pid_in(self, level: u32, inum: u32) -> u32 {
+    pub fn in_namespace(self, level: u32, inum: u32) -> u32 {
         let (number, found) = self.number_at(level);
         if found == inum { number } else { 0 }
     }
