@@ -114,6 +114,7 @@ impl Supervised {
             logs: Arc::clone(&logs),
             environment: BTreeMap::from([(Marker::ENV.to_owned(), marker.to_string())]),
             reap_orphans,
+            state: None,
         };
         let supervisor = Supervisor::start(sandbox.second_client(), options)
             .await

@@ -84,7 +84,7 @@ const OTHERS: &[&str] = &["6.12"];
 
 /// Groups that run in no guest: what tests the actors alone, or what stands above the tracker, says nothing about a kernel
 /// (that it boots one is what `--pid1` shows), and twenty thousand processes take more memory than a guest has.
-pub(crate) const LEFT_OUT: [&str; 20] = [
+pub(crate) const LEFT_OUT: [&str; 21] = [
     "actor",
     "dependencies",
     "hanging",
@@ -99,6 +99,7 @@ pub(crate) const LEFT_OUT: [&str; 20] = [
     "why",
     "zinit_bad_input",
     "zinit_cli",
+    "zinit_crash",
     "zinit_escapes",
     "zinit_figures",
     "zinit_levels",

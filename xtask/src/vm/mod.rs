@@ -76,19 +76,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let directory = target().join("vm");
     let logs = directory.join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("failed to create {}", logs.display()))?;
-    let apt = Apt::open(&directory)?;
-    let tools = apt.closure(&[&["qemu-system-x86"][..], &guest::PACKAGES].concat())?;
-    let tools = apt.tree("tools", &tools, |_| Ok(()))?;
     if options.pid1 {
+        let apt = Apt::open(&directory)?;
+        let tools = tools(&apt)?;
         return pid1::run(&apt, &tools, &directory, &options.kernel);
     }
-    let boots = kernels::boots(&apt, &options.kernel, options.preempt.as_deref())?;
-    ensure!(
-        !boots.is_empty(),
-        "no kernel matches; there are: {}",
-        kernels::names().join("; ")
-    );
-    let binaries = guest::build(&directory.join("build"))?;
+    // One waits for the network, the other for processors.
+    let (fetched, built) = thread::scope(|scope| {
+        let building = scope.spawn(|| guest::build(&directory.join("build")));
+        let fetched = fetch(&directory, options);
+        (fetched, building.join().expect("building returns its errors"))
+    });
+    let ((apt, tools, boots), binaries) = (fetched?, built?);
     let groups = binaries.group_names();
     for group in groups::stale(&groups) {
         println!("WARNING: the matrix has a place for the tests of {group}, and there are none");
@@ -120,6 +119,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         laboratory.logs.display()
     );
     verdict(&results, options.kernel.is_empty()).and(as_pid_1)
+}
+
+/// The tree of packages that every guest is made of.
+fn tools(apt: &Apt) -> Result<PathBuf> {
+    let tools = apt.closure(&[&["qemu-system-x86"][..], &guest::PACKAGES].concat())?;
+    apt.tree("tools", &tools, |_| Ok(()))
+}
+
+fn fetch(directory: &Path, options: &Options) -> Result<(Apt, PathBuf, Vec<Boot>)> {
+    let apt = Apt::open(directory)?;
+    let tools = tools(&apt)?;
+    let boots = kernels::boots(&apt, &options.kernel, options.preempt.as_deref())?;
+    ensure!(
+        !boots.is_empty(),
+        "no kernel matches; there are: {}",
+        kernels::names().join("; ")
+    );
+    Ok((apt, tools, boots))
 }
 
 /// What our ended children have used.

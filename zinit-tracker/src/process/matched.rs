@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::signal::Signal;
 
-use super::{Pidfd, PidfdError, ProcessKey};
+use super::{Death, Pidfd, PidfdError, ProcessKey};
 
 /// What a match asks of the machine.
 pub trait Machine {
@@ -93,6 +93,25 @@ impl Matched {
     /// When the kernel refuses.
     pub fn signal(&self, signal: Signal) -> Result<bool, PidfdError> {
         self.0.signal(signal)
+    }
+
+    /// What tells when it is dead, in a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// Descriptors are used up.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn death(&self) -> std::io::Result<Death> {
+        Death::new(self.0.as_fd())
+    }
+
+    /// As [`Pidfd::is_dead`].
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.0.is_dead()
     }
 }
 

@@ -21,5 +21,5 @@ pub use key::ProcessKey;
 pub(crate) use launch::Identity;
 pub use launch::{Execution, Launch, LaunchError, Launched};
 pub use matched::{Machine, Matched, matching};
-pub use pidfd::{Pidfd, PidfdError};
+pub use pidfd::{Death, Pidfd, PidfdError};
 pub(crate) use readable::readable;

@@ -1,6 +1,9 @@
 //! Process file descriptors (`pidfd_open(2)`, kernel 5.3).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use nix::sys::signal::Signal;
 use rustix::{
@@ -9,6 +12,7 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// `PID_FS_MAGIC` of linux/magic.h.
 const PIDFS_MAGIC: i64 = 0x5049_4446;
@@ -30,7 +34,7 @@ pub enum PidfdError {
         /// The process.
         pid: u32,
         /// What the kernel answered.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The kernel refused to deliver the signal.
     #[error("failed to send {signal} to pid {pid}")]
@@ -109,6 +113,29 @@ impl Pidfd {
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
         // An interrupted poll says nothing: the caller asks again.
         poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready == 1)
+    }
+}
+
+/// Tells when a process is dead, as [`Pidfd::is_dead`] has it.
+#[derive(Debug)]
+pub struct Death(AsyncFd<OwnedFd>);
+
+impl Death {
+    pub(super) fn new(pidfd: BorrowedFd<'_>) -> io::Result<Self> {
+        let pidfd = pidfd.try_clone_to_owned()?;
+        // SAFETY: an owned descriptor stays open, and the same, until it is dropped.
+        unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
+            .map(Self)
+            .map_err(Into::into)
+    }
+
+    /// Waits for it. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// The runtime ends.
+    pub async fn happened(&self) -> io::Result<()> {
+        self.0.readable().await.map(drop)
     }
 }
 

@@ -18,11 +18,12 @@ use super::{
     children::{Children, OwnChild},
     definition::{Definition, LogMode},
     logs::{Capture, LogError, LogRing, Stream},
+    state_files::{Run, StateFiles},
     terminate::blocking,
     turns::Turns,
 };
 use crate::{
-    process::{Execution, Identity, Launch},
+    process::{Execution, Identity, Launch, ProcessKey},
     tracker::{Service, Tracker, TrackerError},
 };
 
@@ -37,6 +38,8 @@ pub(super) struct Context {
     /// Soft and hard limit of open files that services get.
     pub(super) descriptors: (u64, u64),
     pub(super) starts: Turns,
+    /// Where states are saved for the supervisor that follows this one if it is killed.
+    pub(super) state: Option<StateFiles>,
 }
 
 /// Why a process of a service could not be started.
@@ -65,11 +68,24 @@ pub(super) enum SpawnError {
 pub(super) struct Started {
     /// The service that it is a member of.
     pub(super) service: Service,
+    /// The service's main process, as the books have it.
+    pub(super) main: Option<ProcessKey>,
     pub(super) child: OwnChild,
     /// Which may take for ever.
     pub(super) execution: Execution,
     /// Where its output is read.
     pub(super) captures: Vec<Capture>,
+}
+
+impl Started {
+    /// What another supervisor finds the process and its output by. `None`: the books did not tell which process it is.
+    pub(super) fn run(&self) -> Option<Run> {
+        Some(Run {
+            service: self.service.id(),
+            main: self.main?,
+            pipes: self.captures.iter().map(Capture::pipe).collect(),
+        })
+    }
 }
 
 /// The service in the books: the one that is known, if it still is there, or one of that name, or a new one.
@@ -153,8 +169,11 @@ pub(super) fn spawn(
         let tracker = &context.tracker;
         tracker.launch_by(&service, &mut command, &launch, fork)
     })?;
+    // What cannot be read now is not saved: another supervisor would have the books alone, and they are right.
+    let main = context.tracker.info(&service).ok().and_then(|info| info.main);
     Ok(Started {
         service,
+        main,
         child,
         execution,
         captures,

@@ -3,12 +3,15 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use nix::sys::{resource::Resource, signal::Signal};
+use serde::{Deserialize, Serialize};
 
 use super::SupervisorError;
 pub use crate::stop::Target as KillMode;
 
 /// One service.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Serialised, it is a note of one supervisor for the next, not the format of service files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Definition {
     /// The program and its arguments. Looked for in `PATH`; no shell is involved. Empty: there is none that could be run, and
     /// the service fails when it is started.
@@ -23,6 +26,7 @@ pub struct Definition {
     /// Services that must be running, or have succeeded if they are oneshots, before this one starts.
     pub after: Vec<String>,
     /// The signal that asks processes to end.
+    #[serde(with = "signal")]
     pub stop_signal: Signal,
     /// Where the output goes.
     pub log: LogMode,
@@ -72,7 +76,7 @@ impl Definition {
 }
 
 /// Where a service's standard output and error go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogMode {
     /// Into the supervisor's ring of lines.
     #[default]
@@ -87,7 +91,8 @@ pub enum LogMode {
 ///
 /// A pattern with a slash is matched against the path of the executable, another against the command name (15 bytes, as
 /// in `/proc/PID/comm`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct KeepPattern(glob::Pattern);
 
 impl KeepPattern {
@@ -111,6 +116,20 @@ impl KeepPattern {
     }
 }
 
+impl From<KeepPattern> for String {
+    fn from(pattern: KeepPattern) -> Self {
+        pattern.0.as_str().to_owned()
+    }
+}
+
+impl TryFrom<String> for KeepPattern {
+    type Error = glob::PatternError;
+
+    fn try_from(pattern: String) -> Result<Self, Self::Error> {
+        Self::new(&pattern)
+    }
+}
+
 impl fmt::Display for KeepPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.as_str().fmt(f)
@@ -118,7 +137,7 @@ impl fmt::Display for KeepPattern {
 }
 
 /// Whether and when a service whose main process has ended is started again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartPolicy {
     /// After which ends.
     pub when: RestartWhen,
@@ -142,7 +161,7 @@ impl Default for RestartPolicy {
 }
 
 /// After which ends a service is restarted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RestartWhen {
     /// Every one.
     #[default]
@@ -154,7 +173,7 @@ pub enum RestartWhen {
 }
 
 /// How many restarts are too many: the service then fails, until it is started on request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartLimit {
     /// So many restarts are made.
     pub restarts: u32,
@@ -163,14 +182,71 @@ pub struct RestartLimit {
 }
 
 /// A resource limit (setrlimit(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// Of what.
+    #[serde(with = "resource")]
     pub resource: Resource,
     /// What is enforced; `u64::MAX`: no limit.
     pub soft: u64,
     /// What the service may raise it to; `u64::MAX`: no limit.
     pub hard: u64,
+}
+
+/// Resources by setrlimit(2)'s names without `RLIMIT_`, in small letters.
+pub(super) const RESOURCES: [(&str, Resource); 16] = [
+    ("as", Resource::RLIMIT_AS),
+    ("core", Resource::RLIMIT_CORE),
+    ("cpu", Resource::RLIMIT_CPU),
+    ("data", Resource::RLIMIT_DATA),
+    ("fsize", Resource::RLIMIT_FSIZE),
+    ("locks", Resource::RLIMIT_LOCKS),
+    ("memlock", Resource::RLIMIT_MEMLOCK),
+    ("msgqueue", Resource::RLIMIT_MSGQUEUE),
+    ("nice", Resource::RLIMIT_NICE),
+    ("nofile", Resource::RLIMIT_NOFILE),
+    ("nproc", Resource::RLIMIT_NPROC),
+    ("rss", Resource::RLIMIT_RSS),
+    ("rtprio", Resource::RLIMIT_RTPRIO),
+    ("rttime", Resource::RLIMIT_RTTIME),
+    ("sigpending", Resource::RLIMIT_SIGPENDING),
+    ("stack", Resource::RLIMIT_STACK),
+];
+
+mod signal {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::Signal;
+
+    pub(super) fn serialize<S: Serializer>(signal: &Signal, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(signal.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        name.parse()
+            .map_err(|_| D::Error::custom(format_args!("{name:?} is no signal")))
+    }
+}
+
+mod resource {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _, ser::Error as _};
+
+    use super::{RESOURCES, Resource};
+
+    pub(super) fn serialize<S: Serializer>(resource: &Resource, serializer: S) -> Result<S::Ok, S::Error> {
+        let found = RESOURCES.iter().find(|(_, known)| known == resource);
+        let (name, _) = found.ok_or_else(|| S::Error::custom("a resource without a name"))?;
+        serializer.serialize_str(name)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Resource, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = RESOURCES.iter().find(|(known, _)| *known == name);
+        found
+            .map(|(_, resource)| *resource)
+            .ok_or_else(|| D::Error::custom(format_args!("{name:?} is no resource")))
+    }
 }
 
 /// Where definitions come from. Calls may block on files.
@@ -212,6 +288,40 @@ pub trait Definitions: Send + Sync + 'static {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_noted_for_the_next_supervisor_is_what_it_reads() {
+        let definition = Definition {
+            test: Some(vec!["true".to_owned()]),
+            oneshot: true,
+            stop_signal: Signal::SIGUSR2,
+            log: LogMode::None,
+            kill_mode: KillMode::Main,
+            keep: vec![KeepPattern::new("tmux*").unwrap()],
+            restart: RestartPolicy {
+                when: RestartWhen::OnFailure,
+                limit: Some(RestartLimit {
+                    restarts: 3,
+                    window: Duration::from_millis(1500),
+                }),
+                ..RestartPolicy::default()
+            },
+            user: Some("nobody".to_owned()),
+            limits: RESOURCES
+                .iter()
+                .map(|(_, resource)| Limit {
+                    resource: *resource,
+                    soft: 1,
+                    hard: u64::MAX,
+                })
+                .collect(),
+            ..Definition::new(["service", "argument"])
+        };
+        let text = serde_json::to_string(&definition).unwrap();
+        assert_eq!(serde_json::from_str::<Definition>(&text).unwrap(), definition);
+        let bad = text.replace("SIGUSR2", "SIGNONE");
+        assert!(serde_json::from_str::<Definition>(&bad).is_err());
+    }
 
     #[test]
     fn a_pattern_with_a_slash_is_about_the_executable() {

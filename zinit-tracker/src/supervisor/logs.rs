@@ -11,8 +11,9 @@
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    fmt, fs, io,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,6 +22,7 @@ use rustix::{
     fs::{FileType, Mode, OFlags},
     pipe::PipeFlags,
 };
+use serde::{Deserialize, Serialize};
 use tokio::{
     net::unix::pipe,
     sync::{broadcast, mpsc, oneshot},
@@ -59,27 +61,27 @@ pub enum LogError {
         source: io::Error,
     },
     /// A process's end of the pipe could not be opened.
-    #[error("failed to take up {stream} of pid {pid} again")]
+    #[error("failed to take up {stream} of service {service:?} again")]
     Reopen {
-        /// The process.
-        pid: u32,
+        /// The service.
+        service: String,
         /// Which of its streams.
         stream: Stream,
         /// What the kernel answered.
         source: io::Error,
     },
-    /// The stream leads elsewhere.
-    #[error("{stream} of pid {pid} is no pipe")]
+    /// Nobody has the pipe any more, so nothing can come from it.
+    #[error("no process has the pipe of {stream} of service {service:?} any more")]
     NoPipe {
-        /// The process.
-        pid: u32,
+        /// The service.
+        service: String,
         /// Which of its streams.
         stream: Stream,
     },
 }
 
 /// Where a service wrote a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     /// Standard output.
     Out,
@@ -93,13 +95,6 @@ impl Stream {
         match self {
             Self::Out => "[+]",
             Self::Err => "[-]",
-        }
-    }
-
-    const fn descriptor(self) -> u32 {
-        match self {
-            Self::Out => 1,
-            Self::Err => 2,
         }
     }
 }
@@ -239,31 +234,47 @@ impl LogRing {
         Ok((writer, capture))
     }
 
-    /// Takes up the pipe again that a process writes to since an earlier supervisor started it.
-    ///
-    /// The caller has made sure that the process is the service's. What was written in the meantime is still in the pipe.
+    /// Takes up a pipe again that an earlier supervisor made, from any of the processes that may hold it; `pipe` is what
+    /// [`Capture::pipe`] said. What was written in the meantime is still in it: a pipe keeps 64 KiB, and then the writer waits.
     ///
     /// # Errors
     ///
-    /// The process is gone, may not be looked at, or writes to something else.
+    /// None of the processes has it, or it cannot be opened.
     ///
     /// # Panics
     ///
     /// Outside a Tokio runtime.
-    pub fn recapture(self: &Arc<Self>, service: &Arc<str>, stream: Stream, pid: u32) -> Result<Capture, LogError> {
-        let failed = |source| LogError::Reopen { pid, stream, source };
-        let path = format!("/proc/{pid}/fd/{}", stream.descriptor());
-        // A device would be opened anew and could do anything; so look at what it is first.
-        let stat = rustix::fs::stat(&path).map_err(|error| failed(error.into()))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
-            return Err(LogError::NoPipe { pid, stream });
-        }
+    pub fn recapture(
+        self: &Arc<Self>,
+        service: &Arc<str>,
+        stream: Stream,
+        pipe: u64,
+        processes: &[u32],
+    ) -> Result<Capture, LogError> {
+        let failed = |source| LogError::Reopen {
+            service: service.to_string(),
+            stream,
+            source,
+        };
+        let held = processes.iter().find_map(|pid| held_by(*pid, pipe));
+        let path = held.ok_or_else(|| LogError::NoPipe {
+            service: service.to_string(),
+            stream,
+        })?;
+        // Even if the descriptor is another file's by now, opening it does nothing: not to a device, since it was a pipe of ours.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let reader = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        if identity(&reader).map_err(failed)? != Some(pipe) {
+            return Err(LogError::NoPipe {
+                service: service.to_string(),
+                stream,
+            });
+        }
         self.read(Arc::clone(service), stream, reader).map_err(failed)
     }
 
     fn read(self: &Arc<Self>, service: Arc<str>, stream: Stream, reader: OwnedFd) -> io::Result<Capture> {
+        let inode = identity(&reader)?.unwrap_or(0);
         let pipe = Pipe {
             logs: Arc::clone(self),
             service,
@@ -274,7 +285,10 @@ impl LogRing {
         };
         let (requests, receiver) = mpsc::channel(1);
         tokio::spawn(pipe.run(receiver));
-        Ok(Capture { requests })
+        Ok(Capture {
+            pipe: (stream, inode),
+            requests,
+        })
     }
 
     /// A panic while the lock was held cannot have left the ring in pieces that matter.
@@ -305,6 +319,20 @@ fn concerns(line: &LogLine, service: Option<&str>) -> bool {
     service.is_none_or(|service| *line.service == *service)
 }
 
+/// The path of a descriptor by which a process holds a pipe.
+fn held_by(pid: u32, pipe: u64) -> Option<PathBuf> {
+    let wanted = format!("pipe:[{pipe}]");
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let mut paths = descriptors.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.find(|path| fs::read_link(path).is_ok_and(|leads| leads.as_os_str() == wanted.as_str()))
+}
+
+/// The inode of a pipe; `None`: it is something else.
+fn identity(file: &OwnedFd) -> io::Result<Option<u64>> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok((FileType::from_raw_mode(stat.st_mode) == FileType::Fifo).then_some(stat.st_ino))
+}
+
 /// Opens a pipe's writing end for reading as well. Without `/proc` the end stays as it is: it works, but breaks if the
 /// supervisor dies.
 fn readable_too(writer: OwnedFd) -> OwnedFd {
@@ -317,10 +345,17 @@ fn readable_too(writer: OwnedFd) -> OwnedFd {
 /// is gone: somebody who was let go on purpose may still write.
 #[derive(Debug)]
 pub struct Capture {
+    pipe: (Stream, u64),
     requests: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 impl Capture {
+    /// Which stream it reads, and the inode of the pipe, by which another supervisor finds it.
+    #[must_use]
+    pub fn pipe(&self) -> (Stream, u64) {
+        self.pipe
+    }
+
     /// Waits until what is in the pipe now is in the ring, and ends an unfinished line.
     pub async fn settle(&self) {
         let (done, settled) = oneshot::channel();
@@ -675,11 +710,14 @@ mod tests {
             .unwrap();
         let mut follower = first.follow(None);
         assert_eq!(follower.next().await.unwrap().to_string(), "[+] web: before");
+        let (stream, pipe) = capture.pipe();
         drop(capture);
 
         let second = ring(10);
         let mut follower = second.follow(None);
-        let again = second.recapture(&service("web"), Stream::Out, child.id()).unwrap();
+        let again = second
+            .recapture(&service("web"), stream, pipe, &[u32::MAX, child.id()])
+            .unwrap();
         child.stdin.take().unwrap().write_all(b"go\n").unwrap();
         child.wait().unwrap();
         drop(again);
@@ -694,13 +732,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_pipes_are_taken_up() {
+    async fn only_the_pipe_that_was_made_is_taken_up() {
+        let (_writer, capture) = ring(1).capture(&service("web"), Stream::Out).unwrap();
         let mut child = std::process::Command::new("sleep")
             .arg("60")
-            .stdout(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        let result = ring(1).recapture(&service("web"), Stream::Out, child.id());
+        let (stream, pipe) = capture.pipe();
+        let result = ring(1).recapture(&service("web"), stream, pipe, &[child.id()]);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(matches!(result, Err(LogError::NoPipe { .. })), "{result:?}");

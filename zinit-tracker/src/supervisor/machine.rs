@@ -4,6 +4,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     definition::{Definition, RestartPolicy, RestartWhen},
     state::{State, Target},
@@ -79,8 +81,62 @@ pub(super) enum Effect {
     NoTimer,
 }
 
-/// What follows a stop.
+/// What the machine of another supervisor needs to go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Snapshot {
+    target: Target,
+    /// How the last main process ended.
+    rest: State,
+    /// What is known of the main process; `None`: it has yet to execute its program, or there is none.
+    main: Option<Main>,
+    doing: Doing,
+}
+
+impl Snapshot {
+    /// Of a service that is to be started.
+    pub(super) const WANTED: Self = Self {
+        target: Target::Up,
+        rest: State::Unknown,
+        main: None,
+        doing: Doing::Waiting,
+    };
+
+    /// What it says of a run that began after it was made: what was wanted.
+    pub(super) fn of_later_run(self) -> Self {
+        Self {
+            main: None,
+            doing: match self.target {
+                Target::Up => Doing::Running,
+                Target::Down => Doing::Stopping(Then::Rest),
+            },
+            ..self
+        }
+    }
+}
+
+/// A phase, as far as another supervisor can take it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Doing {
+    Nothing,
+    Waiting,
+    Running,
+    Settled,
+    Stopping(Then),
+}
+
+/// What there is of a service that an earlier supervisor kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// No main process is known of.
+    Nothing,
+    /// The main process lives.
+    Main,
+    /// The main process has ended, `None`: nobody knows how; others may live.
+    Ended(Option<Fate>),
+}
+
+/// What follows a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Then {
     Rest,
     Start,
@@ -102,7 +158,7 @@ enum Phase {
 }
 
 /// What is known of a main process that lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Main {
     Untested,
     TestBroken,
@@ -171,6 +227,77 @@ impl Machine {
             delay: rules.restart.delay,
             restarts: VecDeque::new(),
             rules,
+        }
+    }
+
+    /// Goes on where an earlier supervisor's machine was when that supervisor died, with what was found of the service.
+    ///
+    /// Without a snapshot, the service is taken for one that was wanted up. What is found counts more than what was
+    /// noted: it may have changed since.
+    pub(super) fn resume(
+        definition: &Definition,
+        snapshot: Option<Snapshot>,
+        remains: Remains,
+        now: Duration,
+    ) -> (Self, Vec<Effect>) {
+        let mut machine = Self::new(definition, false);
+        let untested = if machine.rules.tested {
+            Main::Untested
+        } else {
+            Main::Ready
+        };
+        let snapshot = snapshot.unwrap_or(Snapshot {
+            target: Target::Up,
+            rest: State::Unknown,
+            main: Some(untested),
+            doing: Doing::Running,
+        });
+        machine.target = snapshot.target;
+        machine.rest = snapshot.rest;
+        machine.started = now;
+        if remains == Remains::Main {
+            machine.main = Some(snapshot.main.unwrap_or(untested));
+        }
+        let effects = match (snapshot.doing, remains) {
+            (Doing::Stopping(then), _) => {
+                if let (Remains::Ended(fate), Some(_)) = (remains, snapshot.main) {
+                    machine.rest = rest_after(fate);
+                }
+                machine.stopping(then, true)
+            }
+            (_, Remains::Main) => {
+                machine.phase = Phase::Up;
+                Vec::new()
+            }
+            (Doing::Running, Remains::Ended(fate)) => {
+                machine.phase = Phase::Up;
+                machine.ended(fate, now)
+            }
+            (Doing::Running | Doing::Waiting, _) => machine.wait_or_spawn(),
+            (Doing::Settled, _) => {
+                machine.phase = Phase::Settled;
+                Vec::new()
+            }
+            (Doing::Nothing, _) => Vec::new(),
+        };
+        (machine, effects)
+    }
+
+    /// What the machine of another supervisor needs to go on from here.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            target: self.target,
+            rest: self.rest.clone(),
+            main: self.main,
+            doing: match self.phase {
+                Phase::Down => Doing::Nothing,
+                Phase::Waiting => Doing::Waiting,
+                Phase::Starting => self.after_spawn.map_or(Doing::Running, Doing::Stopping),
+                Phase::Executing | Phase::Up => Doing::Running,
+                Phase::Settled => Doing::Settled,
+                Phase::Stopping(then) | Phase::Stuck(then, _) => Doing::Stopping(then),
+                Phase::Delayed => Doing::Stopping(Then::Delay),
+            },
         }
     }
 
@@ -422,12 +549,7 @@ impl Machine {
     fn ended(&mut self, fate: Option<Fate>, now: Duration) -> Vec<Effect> {
         self.main = None;
         self.lived = now.saturating_sub(self.started);
-        self.rest = match fate {
-            Some(Fate::Exited(0)) => State::Success,
-            Some(Fate::Exited(code)) => State::Error(format!("exited {code}")),
-            Some(killed @ Fate::Killed(_)) => State::Error(format!("killed by {killed}")),
-            None => State::Error("nobody knows how it ended".to_owned()),
-        };
+        self.rest = rest_after(fate);
         if !matches!(self.phase, Phase::Executing | Phase::Up) {
             return Vec::new();
         }
@@ -516,6 +638,16 @@ impl Machine {
             | Phase::Settled
             | Phase::Stopping(_) => Vec::new(),
         }
+    }
+}
+
+/// What a service is whose main process ended so.
+fn rest_after(fate: Option<Fate>) -> State {
+    match fate {
+        Some(Fate::Exited(0)) => State::Success,
+        Some(Fate::Exited(code)) => State::Error(format!("exited {code}")),
+        Some(killed @ Fate::Killed(_)) => State::Error(format!("killed by {killed}")),
+        None => State::Error("nobody knows how it ended".to_owned()),
     }
 }
 

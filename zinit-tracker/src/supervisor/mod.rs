@@ -15,16 +15,20 @@ mod handle;
 pub mod init;
 mod logs;
 mod machine;
+mod main_process;
 mod meter;
 mod registry;
+mod resume;
 mod service;
 mod shutdown;
 mod state;
+mod state_files;
 mod terminate;
 mod turns;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -45,7 +49,9 @@ pub use state::{State, Target};
 use self::{
     children::Children,
     command::Context,
-    registry::{Asked, Loaded, Registry, Requests},
+    registry::{Asked, Registry, Requests},
+    resume::Found,
+    state_files::StateFiles,
     turns::Turns,
 };
 use crate::tracker::{Tracker, TrackerError};
@@ -68,6 +74,9 @@ pub struct Options {
     /// Reap orphans that fall to this process, for PID 1 and subreapers. Then nothing else in this process may create
     /// children: their exit statuses would be taken.
     pub reap_orphans: bool,
+    /// Directory in which states are saved, so that a supervisor that follows one which was killed goes on with its services; it
+    /// must be the same for both, and nobody else's. `None`: the next one stops what it finds, and starts it anew.
+    pub state: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Options {
@@ -75,6 +84,7 @@ impl std::fmt::Debug for Options {
         f.debug_struct("Options")
             .field("environment", &self.environment)
             .field("reap_orphans", &self.reap_orphans)
+            .field("state", &self.state)
             .finish_non_exhaustive()
     }
 }
@@ -91,7 +101,8 @@ pub struct Supervisor {
 impl Supervisor {
     /// Supervises and starts every service that has a definition. One whose definition is no good is reported and skipped.
     ///
-    /// What an earlier supervisor of the same instance left running is stopped before the service is started anew.
+    /// Services that a supervisor of the same instance was keeping when it was killed go on, if that saved their states; what it left
+    /// running otherwise is stopped before the service is started anew.
     ///
     /// Raises this process's limit of open files as far as it may; services get the limit that was there before.
     ///
@@ -107,11 +118,12 @@ impl Supervisor {
             epoch: std::time::Instant::now(),
             descriptors: command::raise_descriptor_limit(),
             starts: Turns::new(),
+            state: options.state.as_deref().and_then(open_state),
         });
         let reaper = options
             .reap_orphans
             .then(|| tokio::spawn(reap_orphans(context.children.clone())));
-        let first = Found::look(&context, &options.definitions).await?;
+        let first = look(&context, &options.definitions).await?;
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let keeper = Keeper {
             context: Arc::clone(&context),
@@ -146,6 +158,15 @@ impl Supervisor {
         if let Some(reaper) = self.reaper {
             reaper.abort();
         }
+        if let Some(state) = &self.context.state {
+            state.end(end.1.is_complete());
+            if tokio::time::timeout(terminate::PATIENCE, state.settled())
+                .await
+                .is_err()
+            {
+                tracing::warn!("the saved states are left: the disk does not answer");
+            }
+        }
         let left = terminate::blocking(&self.context, |context| context.tracker.leave());
         match tokio::time::timeout(terminate::PATIENCE, left).await {
             Ok(Ok(_)) => {}
@@ -156,34 +177,33 @@ impl Supervisor {
     }
 }
 
+/// Without it everything works but the supervisor's own death.
+fn open_state(directory: &Path) -> Option<StateFiles> {
+    let opened = StateFiles::open(directory);
+    opened
+        .inspect_err(|error| {
+            let reason = service::chain(error);
+            tracing::error!(
+                reason,
+                "states are not saved: if this supervisor is killed, its services are started anew"
+            );
+        })
+        .ok()
+}
+
 async fn reap_orphans(children: Children) {
     if let Err(error) = children.reap_orphans().await {
         tracing::error!(%error, "orphans are not reaped");
     }
 }
 
-/// What there is when a registry begins.
-#[derive(Debug)]
-struct Found {
-    /// Services of this instance that have living processes.
-    occupied: BTreeSet<String>,
-    services: Loaded,
-}
-
-impl Found {
-    async fn look(context: &Arc<Context>, definitions: &Arc<dyn Definitions>) -> Result<Self, TrackerError> {
-        let definitions = Arc::clone(definitions);
-        terminate::blocking(context, move |context| {
-            let tracker = &context.tracker;
-            let services = tracker.services()?.into_iter();
-            let own = services.filter(|info| info.live > 0 && info.instance == tracker.instance());
-            Ok(Self {
-                occupied: own.map(|info| info.name).collect(),
-                services: definitions.load_all(),
-            })
-        })
-        .await
+/// Reads definitions and looks at what an earlier supervisor, or registry, has left.
+async fn look(context: &Arc<Context>, definitions: &Arc<dyn Definitions>) -> Result<Found, TrackerError> {
+    if let Some(state) = &context.state {
+        state.settled().await;
     }
+    let definitions = Arc::clone(definitions);
+    terminate::blocking(context, move |context| Found::look(context, definitions.load_all())).await
 }
 
 /// Sees to it that there is a registry: one that panics is followed by another, which finds everything in the books.
@@ -200,11 +220,10 @@ impl Keeper {
             let registry = Registry::new(
                 Arc::clone(&self.context),
                 Arc::clone(&self.definitions),
-                found.occupied,
                 Arc::clone(&self.requests),
                 Arc::clone(&self.asked),
             );
-            match tokio::spawn(registry.run(found.services)).await {
+            match tokio::spawn(registry.run(found)).await {
                 Ok(end) => return end,
                 Err(error) => tracing::error!(%error, "the registry has failed: another takes over"),
             }
@@ -216,7 +235,7 @@ impl Keeper {
         loop {
             // One that fails at once must not keep the machine busy.
             tokio::time::sleep(AGAIN).await;
-            match Found::look(&self.context, &self.definitions).await {
+            match look(&self.context, &self.definitions).await {
                 Ok(found) => return found,
                 Err(error) => tracing::error!(%error, "failed to find out what runs"),
             }

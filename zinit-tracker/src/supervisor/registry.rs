@@ -19,7 +19,8 @@ use super::{
     graph::Graph,
     handle::{Finished, Reloaded, Reply, Request, ShutdownReport, Status},
     machine::Dependencies,
-    service::{Announcement, Message, News, Task, UNKNOWN, answer, chain},
+    resume::{self, Found},
+    service::{Announcement, Beginning, Message, News, Task, UNKNOWN, answer, chain},
     shutdown::{self, shutdown},
     state::{State, Target},
 };
@@ -88,7 +89,6 @@ impl Registry {
     pub(super) fn new(
         context: Arc<Context>,
         definitions: Arc<dyn Definitions>,
-        occupied: BTreeSet<String>,
         requests: Requests,
         asked: Asked,
     ) -> Self {
@@ -100,7 +100,7 @@ impl Registry {
             entries: BTreeMap::new(),
             dependants: HashMap::new(),
             cycles: BTreeMap::new(),
-            occupied,
+            occupied: BTreeSet::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
             requests,
@@ -114,10 +114,10 @@ impl Registry {
     }
 
     /// Supervises the services, and serves requests until the end that one of them asks for.
-    pub(super) async fn run(mut self, services: Loaded) -> (Finished, ShutdownReport) {
+    pub(super) async fn run(mut self, found: Found) -> (Finished, ShutdownReport) {
         let requests = Arc::clone(&self.requests);
         let mut requests = requests.lock().await;
-        self.take_over(services);
+        self.begin(found);
         if let Some(finished) = self.asked.get().copied() {
             tracing::warn!("the end had begun: it goes on");
             self.close(finished, Vec::new());
@@ -144,6 +144,28 @@ impl Registry {
         // Nothing that they could still do matters now.
         self.tasks.shutdown().await;
         end
+    }
+
+    /// Takes up what an earlier supervisor left, and starts the rest.
+    fn begin(&mut self, found: Found) {
+        self.occupied = found.occupied;
+        for (name, resumed) in found.resumed {
+            let definition = resumed.definition.clone();
+            self.supervise(name, definition, Beginning::Resumed(Box::new(resumed)));
+        }
+        let reloaded = self.take_over(found.services);
+        for service in reloaded.changed {
+            tracing::warn!(
+                service,
+                "its definition has changed since it was started: the change holds from its next start on"
+            );
+        }
+        for service in reloaded.missing {
+            tracing::warn!(service, "has no definition any more: it goes on as it was");
+        }
+        if let Some(state) = &self.context.state {
+            state.complete();
+        }
     }
 
     fn request(&mut self, request: Request) {
@@ -271,7 +293,7 @@ impl Registry {
             Ok(definition) => definition,
             Err(error) => return answer(reply, Err(error)),
         };
-        let mailbox = self.supervise(name, definition);
+        let mailbox = self.supervise_new(name, definition);
         self.rethink();
         post(&mailbox, Message::Start(reply));
     }
@@ -295,7 +317,7 @@ impl Registry {
                 }
                 (Ok(_), Some(_)) => {}
                 (Ok(definition), None) => {
-                    new.push(self.supervise(name.clone(), definition));
+                    new.push(self.supervise_new(name.clone(), definition));
                     reloaded.added.push(name);
                 }
             }
@@ -313,11 +335,27 @@ impl Registry {
         reloaded
     }
 
-    /// Gives a service a task of its own.
-    fn supervise(&mut self, name: String, definition: Definition) -> mpsc::UnboundedSender<Message> {
+    /// Gives a service a task of its own; whoever calls this starts it.
+    fn supervise_new(&mut self, name: String, definition: Definition) -> mpsc::UnboundedSender<Message> {
+        if let Some(state) = &self.context.state {
+            state.save(&name, Some(resume::wanted(&definition)));
+        }
+        let beginning = if self.occupied.remove(&name) {
+            Beginning::Occupied
+        } else {
+            Beginning::Empty
+        };
+        self.supervise(name, definition, beginning)
+    }
+
+    fn supervise(
+        &mut self,
+        name: String,
+        definition: Definition,
+        beginning: Beginning,
+    ) -> mpsc::UnboundedSender<Message> {
         let definition = Arc::new(definition);
-        let occupied = self.occupied.remove(&name);
-        let mailbox = self.employ(&name, &definition, occupied);
+        let mailbox = self.employ(&name, &definition, beginning);
         let entry = Entry {
             mailbox: mailbox.clone(),
             definition,
@@ -328,13 +366,18 @@ impl Registry {
         mailbox
     }
 
-    fn employ(&mut self, name: &str, definition: &Arc<Definition>, occupied: bool) -> mpsc::UnboundedSender<Message> {
+    fn employ(
+        &mut self,
+        name: &str,
+        definition: &Arc<Definition>,
+        beginning: Beginning,
+    ) -> mpsc::UnboundedSender<Message> {
         let (mailbox, messages) = mpsc::unbounded_channel();
         let task = Task::new(
             name.to_owned(),
             Arc::clone(&self.context),
             Arc::clone(definition),
-            occupied,
+            beginning,
             messages,
             self.news_sender.clone(),
         );
@@ -358,7 +401,7 @@ impl Registry {
         tracing::error!(service = name, %error, "the task of the service has failed: a new one takes over");
         let wanted = entry.last.target == Target::Up && self.closing.is_none();
         let definition = Arc::clone(&entry.definition);
-        let mailbox = self.employ(&name, &definition, true);
+        let mailbox = self.employ(&name, &definition, Beginning::Occupied);
         if self.closing.is_some() {
             post(&mailbox, Message::Close);
         }

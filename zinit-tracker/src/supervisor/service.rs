@@ -23,8 +23,11 @@ use super::{
     handle::{Reply, Stats},
     logs::{Capture, Stream},
     machine::{Dependencies, Effect, Input, Machine},
+    main_process::{Inherited, MainProcess},
     meter::Meter,
+    resume::Resumed,
     state::{State, Target},
+    state_files::{Run, Saved},
     terminate::{PATIENCE, blocking, kill_wait_enhanced},
 };
 use crate::{
@@ -35,6 +38,9 @@ use crate::{
 
 /// How long after a test that failed it is run again.
 const TEST_AGAIN: Duration = Duration::from_secs(2);
+
+/// How long whoever waits for an answer waits for what is saved.
+const SAVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a service is told.
 #[derive(Debug)]
@@ -92,7 +98,15 @@ pub(super) struct Task {
     announced: Announcement,
     /// As it is in the books, once it was entered there.
     service: Option<Service>,
-    main: Option<OwnChild>,
+    main: Option<MainProcess>,
+    /// The main process in the books, and its pipes.
+    run: Option<Run>,
+    /// What is to be done first.
+    resumed: Option<(Box<Resumed>, Vec<Effect>)>,
+    /// What was saved last.
+    saved: Option<Saved>,
+    /// Nothing is saved any more: what the end does is not what anybody wanted of the service.
+    closed: bool,
     /// Until the main process executes its program.
     execution: Option<Execution>,
     captures: Vec<Capture>,
@@ -180,7 +194,7 @@ async fn stopped(job: &mut Option<Job<Result<StopReport, StopError>>>) -> Happen
     }
 }
 
-async fn main_ended(main: &mut Option<OwnChild>) -> Happened {
+async fn main_ended(main: &mut Option<MainProcess>) -> Happened {
     match main {
         Some(main) => Happened::MainEnded(main.ended().await),
         None => pending().await,
@@ -197,6 +211,17 @@ async fn time_over(timer: Option<Instant>) -> Happened {
     }
 }
 
+/// What a task begins with.
+#[derive(Debug)]
+pub(super) enum Beginning {
+    /// Nothing of the service runs.
+    Empty,
+    /// An earlier task or supervisor may have left processes of it.
+    Occupied,
+    /// An earlier supervisor was killed, and this goes on where that was.
+    Resumed(Box<Resumed>),
+}
+
 /// Tells whoever asked, if they still wait.
 pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, SupervisorError>) {
     if reply.send(result).is_err() {
@@ -205,17 +230,29 @@ pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, SupervisorError>) {
 }
 
 impl Task {
-    /// `occupied`: an earlier supervisor may have left processes of it.
     pub(super) fn new(
         name: String,
         context: Arc<Context>,
         definition: Arc<Definition>,
-        occupied: bool,
+        beginning: Beginning,
         mailbox: mpsc::UnboundedReceiver<Message>,
         news: mpsc::UnboundedSender<News>,
     ) -> Self {
+        let (machine, resumed) = match beginning {
+            Beginning::Empty => (Machine::new(&definition, false), None),
+            Beginning::Occupied => (Machine::new(&definition, true), None),
+            Beginning::Resumed(mut resumed) => {
+                let (snapshot, now) = (resumed.snapshot.take(), context.epoch.elapsed());
+                let (machine, effects) = Machine::resume(&definition, snapshot, resumed.remains, now);
+                (machine, Some((resumed, effects)))
+            }
+        };
         Self {
-            machine: Machine::new(&definition, occupied),
+            machine,
+            run: None,
+            resumed,
+            saved: None,
+            closed: false,
             name,
             context,
             definition,
@@ -239,6 +276,10 @@ impl Task {
 
     /// Runs until nobody can send a message any more.
     pub(super) async fn run(mut self) {
+        if let Some((resumed, effects)) = self.resumed.take() {
+            self.resume(*resumed);
+            self.carry_out(effects);
+        }
         loop {
             let happened = tokio::select! {
                 message = self.mailbox.recv() => match message {
@@ -268,6 +309,39 @@ impl Task {
         }
     }
 
+    /// Takes up what there is of a service that an earlier supervisor kept.
+    fn resume(&mut self, resumed: Resumed) {
+        let name: Arc<str> = self.name.as_str().into();
+        for (stream, pipe) in resumed.pipes {
+            match self.context.logs.recapture(&name, stream, pipe, &resumed.members) {
+                Ok(capture) => self.captures.push(capture),
+                Err(error) => tracing::warn!(
+                    service = self.name,
+                    reason = chain(&error),
+                    "some of its output is lost"
+                ),
+            }
+        }
+        self.service = resumed.service;
+        let Some((pid, key, process)) = resumed.main else {
+            return;
+        };
+        self.run = self.service.as_ref().map(|service| Run {
+            service: service.id(),
+            main: key,
+            pipes: self.captures.iter().map(Capture::pipe).collect(),
+        });
+        match Inherited::new(&self.context, pid, key, process) {
+            Ok(main) => {
+                tracing::info!(service = self.name, pid, "runs since before, and is supervised again");
+                self.main = Some(MainProcess::Inherited(main));
+            }
+            Err(error) => {
+                tracing::error!(service = self.name, pid, %error, "the end of its main process will not be seen")
+            }
+        }
+    }
+
     async fn message(&mut self, message: Message) {
         let gone = || SupervisorError::ServiceNotFound {
             service: self.name.clone(),
@@ -285,6 +359,7 @@ impl Task {
         match message {
             Message::Start(reply) => {
                 self.step(Input::Start);
+                self.state_saved().await;
                 answer(reply, Ok(()));
             }
             Message::Stop(reply) => {
@@ -300,13 +375,21 @@ impl Task {
             Message::Forget(reply) => self.forget(reply).await,
             Message::Redefine(definition) => self.next_definition = Some(definition),
             Message::Dependencies(dependencies) => self.step(Input::Dependencies(dependencies)),
-            Message::Close => self.step(Input::Close),
+            Message::Close => {
+                self.closed = true;
+                self.step(Input::Close);
+            }
         }
     }
 
     /// Lets the machine take in what happened, does what it asks for, and announces what is new.
     fn step(&mut self, input: Input) {
-        for effect in self.machine.step(input, self.context.epoch.elapsed()) {
+        let effects = self.machine.step(input, self.context.epoch.elapsed());
+        self.carry_out(effects);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             match effect {
                 Effect::Spawn => self.spawn(),
                 Effect::Stop { gently } => self.stop(gently),
@@ -315,7 +398,40 @@ impl Task {
             }
         }
         self.keep_testing();
+        self.save();
         self.announce();
+    }
+
+    /// Gives what is new to be saved.
+    fn save(&mut self) {
+        let Some(state) = self.context.state.as_ref().filter(|_| !self.closed) else {
+            return;
+        };
+        let snapshot = self.machine.snapshot();
+        let is_new = self.saved.as_ref().is_none_or(|saved| {
+            saved.snapshot != snapshot || saved.run != self.run || saved.definition != *self.definition
+        });
+        if is_new {
+            let saved = Saved {
+                definition: Definition::clone(&self.definition),
+                snapshot,
+                run: self.run.clone(),
+            };
+            state.save(&self.name, Some(saved.clone()));
+            self.saved = Some(saved);
+        }
+    }
+
+    /// Waits until what was given to be saved is: whoever is answered can count on it. A disk that hangs is not waited for.
+    async fn state_saved(&self) {
+        if let Some(state) = &self.context.state
+            && timeout(SAVE_PATIENCE, state.settled()).await.is_err()
+        {
+            tracing::warn!(
+                service = self.name,
+                "its state is not saved yet: the disk does not answer"
+            );
+        }
     }
 
     fn announce(&mut self) {
@@ -328,7 +444,7 @@ impl Task {
             },
             state,
             target: self.machine.target(),
-            pid: self.main.as_ref().and_then(OwnChild::pid).unwrap_or(0),
+            pid: self.main.as_ref().and_then(MainProcess::pid).unwrap_or(0),
         };
         if announcement == self.announced {
             return;
@@ -370,8 +486,9 @@ impl Task {
         self.spawning = None;
         match self.started(result) {
             Ok(started) => {
+                self.run = started.run();
                 self.service = Some(started.service);
-                self.main = Some(started.child);
+                self.main = Some(MainProcess::Own(started.child));
                 self.execution = Some(started.execution);
                 self.captures = started.captures;
                 self.step(Input::Created);
@@ -416,17 +533,17 @@ impl Task {
 
     fn stop(&mut self, gently: bool) {
         let (context, definition, name) = self.for_job();
-        let main = self.main.as_ref().and_then(OwnChild::pid);
+        let main = self.main.as_ref().and_then(MainProcess::pid);
         let known = self.service.clone();
         // A test that is being started joins the service before the stop begins, or not at all.
         let test = match std::mem::replace(&mut self.tester, Tester::Idle) {
             Tester::Starting(job) => Some(job),
             Tester::Executing(test) => {
-                see_off(test.0);
+                see_off(MainProcess::Own(test.0));
                 None
             }
             Tester::Running(child) => {
-                see_off(child);
+                see_off(MainProcess::Own(child));
                 None
             }
             Tester::Idle | Tester::Until(_) => None,
@@ -436,7 +553,7 @@ impl Task {
                 Some(job) => Some(job.await),
                 None => None,
             } {
-                see_off(started.child);
+                see_off(MainProcess::Own(started.child));
             }
             kill_wait_enhanced(&context, (name, known), definition, main, gently).await
         })));
@@ -446,7 +563,7 @@ impl Task {
         self.stopping = None;
         match result {
             Ok(Ok(report)) => {
-                self.see_main_off();
+                self.see_main_off().await;
                 let captures = std::mem::take(&mut self.captures);
                 join_all(captures.iter().map(Capture::settle)).await;
                 if !report.proven {
@@ -454,6 +571,7 @@ impl Task {
                     tracing::warn!(service = self.name, doubts = doubts.join("; "), "down, but not proven");
                 }
                 self.step(Input::Stopped);
+                self.state_saved().await;
                 self.answer_all(|| Ok(report.clone()));
             }
             Ok(Err(StopError::Survivors(report))) => {
@@ -494,12 +612,12 @@ impl Task {
     }
 
     /// After a stop the main process is dead, unless somebody has released it.
-    fn see_main_off(&mut self) {
+    async fn see_main_off(&mut self) {
         self.execution = None;
         let Some(mut main) = self.main.take() else {
             return;
         };
-        match main.has_ended() {
+        match main.has_ended().await {
             Some(fate) => self.step(Input::Ended(fate)),
             None => {
                 tracing::warn!(
@@ -560,7 +678,7 @@ impl Task {
                     Launched::Executed | Launched::Died => self.tester = Tester::Running(test.0),
                     Launched::Failed(error) => {
                         self.not_started(&chain(&error));
-                        see_off(test.0);
+                        see_off(MainProcess::Own(test.0));
                         self.step(Input::TestBroken);
                     }
                 }
@@ -586,7 +704,6 @@ impl Task {
             source,
         };
         let main = self.main.as_ref().ok_or_else(down)?;
-        let main = main.matched().map_err(failed)?.ok_or_else(down)?;
         if main.signal(signal).map_err(failed)? {
             Ok(())
         } else {
@@ -596,7 +713,7 @@ impl Task {
 
     fn stats(&self, reply: Reply<Stats>) {
         let name = self.name.clone();
-        let Some(main) = self.main.as_ref().and_then(OwnChild::pid) else {
+        let Some(main) = self.main.as_ref().and_then(MainProcess::pid) else {
             return answer(reply, Err(SupervisorError::ServiceIsDown { service: name }));
         };
         let (context, meter, known) = (Arc::clone(&self.context), Arc::clone(&self.meter), self.service.clone());
@@ -625,12 +742,16 @@ impl Task {
             return answer(reply, Err(SupervisorError::Tracker { service, source }));
         }
         self.forgotten = true;
+        if let Some(state) = &self.context.state {
+            state.save(&self.name, None);
+        }
+        self.state_saved().await;
         self.tell(News::Forgotten(service, reply));
     }
 }
 
-/// Waits for a child whose end matters to nobody.
-fn see_off(mut child: OwnChild) {
+/// Waits for a process whose end matters to nobody.
+fn see_off(mut child: MainProcess) {
     tokio::spawn(async move {
         child.ended().await;
     });

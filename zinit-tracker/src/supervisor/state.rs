@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What a service is. The words of [`Display`](fmt::Display) are what clients see.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// Nothing has been done about it yet.
     #[default]
@@ -40,7 +42,7 @@ impl fmt::Display for State {
 }
 
 /// What a service is wanted to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
     /// Running, or a oneshot that has run.
     Up,

@@ -3,6 +3,7 @@
 use zinit_ebpf::{Event, program};
 
 use super::{Ended, ServiceInfo, Tracker, TrackerError};
+use crate::process::ProcessKey;
 
 /// How many dead members the kernel keeps records of, of all services together; the oldest make room.
 pub const KEPT_EXITS: usize = 16_384;
@@ -28,6 +29,15 @@ impl Tracker {
     /// When the map cannot be read.
     pub fn history(&self) -> Result<Vec<Ended>, TrackerError> {
         self.all_ended()
+    }
+
+    /// How exactly this process ended. `None`: it has not, or was no member, or its record has made room.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Tracker::history`].
+    pub fn end_of(&self, process: ProcessKey) -> Result<Option<Ended>, TrackerError> {
+        Ok(self.all_ended()?.into_iter().find(|ended| ended.key == process))
     }
 
     /// What is missing in [`Tracker::events`], since the programs were loaded.

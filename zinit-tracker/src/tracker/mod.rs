@@ -464,6 +464,15 @@ impl Tracker {
         Ok(tasks.iter().any(wanted))
     }
 
+    /// The pid by which the caller sees exactly this process, tracked or not. `None`: it is dead, or out of sight.
+    pub(crate) fn pid_of_process(&self, key: ProcessKey) -> Result<Option<u32>, TrackerError> {
+        let tasks = self.books.tasks()?;
+        let wanted = |task: &&zinit_ebpf::Task| {
+            task.tgid == key.tgid && task.start_boottime_ns == key.start_boottime_ns && task.live_threads > 0
+        };
+        Ok(tasks.iter().find(wanted).map(|task| task.pid).filter(|pid| *pid != 0))
+    }
+
     /// The caller and its ancestors: no stop may signal one of them.
     pub(crate) fn own_line(&self) -> Result<HashSet<u32>, TrackerError> {
         let tasks = self.books.tasks()?;

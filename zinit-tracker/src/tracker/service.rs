@@ -2,14 +2,14 @@
 
 use std::{fmt, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use zinit_ebpf::{INSTANCE_LEN, NAME_LEN, Service as Record, StateChange, service_flag, service_state};
 
 use super::{Tracker, TrackerError, books::Guard};
 use crate::process::ProcessKey;
 
 /// A service's number: unique between two loads of the programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServiceId(pub(crate) u32);
 

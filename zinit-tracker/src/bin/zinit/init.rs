@@ -186,6 +186,7 @@ async fn serve(global: &Global, options: &Options) -> anyhow::Result<(Finished, 
             logs: Arc::clone(&logs),
             environment,
             reap_orphans: true,
+            state: Some(state_directory(&socket)),
         },
     )
     .await?;
@@ -257,6 +258,13 @@ fn tell_outcome(report: &ShutdownReport) -> bool {
         tracing::info!(stopped, overdue, "all services are empty; not proven for all of them");
     }
     !report.is_complete()
+}
+
+/// Beside the socket, on a file system that does not outlive the machine.
+fn state_directory(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".state");
+    path.into()
 }
 
 /// What this supervisor's services are told from others' by: its socket, which no other can have at the same time, and

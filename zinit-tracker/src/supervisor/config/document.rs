@@ -8,12 +8,14 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::{resource::Resource, signal::Signal};
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::{Location, Spanned};
 
 use super::{
-    super::definition::{Definition, KeepPattern, KillMode, Limit, LogMode, RestartLimit, RestartPolicy, RestartWhen},
+    super::definition::{
+        Definition, KeepPattern, KillMode, Limit, LogMode, RESOURCES, RestartLimit, RestartPolicy, RestartWhen,
+    },
     name::fault,
 };
 use crate::stop::signal_named;
@@ -48,26 +50,6 @@ const FIELDS: [&str; 22] = [
     "user",
     "group",
     "limits",
-];
-
-/// Resources of `limits`, by setrlimit(2)'s names without `RLIMIT_`.
-const RESOURCES: [(&str, Resource); 16] = [
-    ("as", Resource::RLIMIT_AS),
-    ("core", Resource::RLIMIT_CORE),
-    ("cpu", Resource::RLIMIT_CPU),
-    ("data", Resource::RLIMIT_DATA),
-    ("fsize", Resource::RLIMIT_FSIZE),
-    ("locks", Resource::RLIMIT_LOCKS),
-    ("memlock", Resource::RLIMIT_MEMLOCK),
-    ("msgqueue", Resource::RLIMIT_MSGQUEUE),
-    ("nice", Resource::RLIMIT_NICE),
-    ("nofile", Resource::RLIMIT_NOFILE),
-    ("nproc", Resource::RLIMIT_NPROC),
-    ("rss", Resource::RLIMIT_RSS),
-    ("rtprio", Resource::RLIMIT_RTPRIO),
-    ("rttime", Resource::RLIMIT_RTTIME),
-    ("sigpending", Resource::RLIMIT_SIGPENDING),
-    ("stack", Resource::RLIMIT_STACK),
 ];
 
 /// A place in a service file and what is wrong there.

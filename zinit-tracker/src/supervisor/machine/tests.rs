@@ -63,7 +63,12 @@ impl World {
             self.closed_at.get_or_insert(self.spawns);
         }
         self.owed |= matches!(input, Input::Stop | Input::Restart);
-        for effect in self.machine.step(input, self.now) {
+        let effects = self.machine.step(input, self.now);
+        self.carry_out(effects);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             match effect {
                 Effect::Spawn => {
                     assert!(
@@ -165,6 +170,33 @@ impl World {
     fn timer_over(&mut self) {
         self.now += self.timer.take().expect("a timer runs");
         self.step(Input::TimerOver);
+    }
+
+    /// The supervisor is killed, and another goes on with what it saved and what is found. `created`: a main process that was
+    /// being created exists, which nothing that was saved tells of.
+    fn crash(self, definition: &Definition, created: bool) -> Self {
+        let created = created && self.spawning;
+        let remains = match self {
+            _ if created || self.executing || self.main => Remains::Main,
+            _ if self.spawning || self.spawns == 0 => Remains::Nothing,
+            _ => Remains::Ended(Some(Fate::Exited(1))),
+        };
+        let snapshot = self.machine.snapshot();
+        let snapshot = if created { snapshot.of_later_run() } else { snapshot };
+        let (machine, effects) = Machine::resume(definition, Some(snapshot), remains, self.now);
+        let mut world = Self {
+            machine,
+            spawning: false,
+            executing: false,
+            main: remains == Remains::Main,
+            stopping: false,
+            timer: None,
+            dirty: self.dirty || created,
+            owed: false,
+            ..self
+        };
+        world.carry_out(effects);
+        world
     }
 
     fn state(&self) -> String {
@@ -646,6 +678,45 @@ proptest! {
         world.step(Input::Start);
         world.settle();
         prop_assert_eq!(world.spawns > before, world.closed_at.is_none());
+    }
+
+    #[test]
+    fn no_crash_breaks_the_invariants_or_forgets_a_wish(
+        definition in any_definition(),
+        before in proptest::collection::vec(event(), 0..30),
+        created in any::<bool>(),
+        after in proptest::collection::vec(event(), 0..30),
+    ) {
+        let mut world = World::new(&definition);
+        for event in &before {
+            match event {
+                // The end of a supervisor is no wish about a service, and is not saved.
+                Event::Client(Input::Close) => {}
+                Event::Client(input) => world.step(input.clone()),
+                Event::World(which) => world.happen(which),
+                Event::Pass(time) => world.now += *time,
+            }
+        }
+        let (target, state, at_rest) = (world.machine.target(), world.machine.state(), world.machine.is_at_rest());
+        let blocked = world.machine.phase == Phase::Waiting;
+        let stuck = matches!(world.machine.phase, Phase::Stuck(..));
+        let mut world = world.crash(&definition, created);
+        world.check();
+        prop_assert_eq!(world.machine.target(), target);
+        if at_rest && !blocked && !stuck {
+            prop_assert_eq!(world.machine.state(), state);
+        }
+        for event in &after {
+            match event {
+                Event::Client(input) => world.step(input.clone()),
+                Event::World(which) => world.happen(which),
+                Event::Pass(time) => world.now += *time,
+            }
+            world.check();
+        }
+        world.step(Input::Stop);
+        world.settle();
+        prop_assert!(world.machine.is_forgettable(), "{world:#?}");
     }
 
     #[test]
