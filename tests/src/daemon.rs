@@ -225,6 +225,12 @@ impl Daemon {
         self.directory.path().join("zinit.sock.lock")
     }
 
+    /// Where it saves states for the daemon that follows.
+    #[must_use]
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.path().join("zinit.sock.state")
+    }
+
     fn log_path(&self) -> PathBuf {
         self.directory.path().join("stderr")
     }
@@ -305,6 +311,7 @@ impl Daemon {
         assert_eq!(survivors(&self.marker), [], "{}", self.log());
         assert!(!self.socket().exists(), "the socket is left");
         assert!(!self.socket_lock().exists(), "the socket's lock is left");
+        assert!(!self.state_directory().exists(), "saved states are left");
         assert!(!self.pins.path().exists(), "pins are left: {}", self.log());
         assert!(!self.log().contains("panicked"), "{}", self.log());
     }

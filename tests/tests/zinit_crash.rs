@@ -54,12 +54,11 @@ fn define(daemon: &Daemon, service: &str, script: &str, more: &str) {
     daemon.write(service, &text);
 }
 
-fn state_directory(daemon: &Daemon) -> PathBuf {
-    daemon.scratch().join("zinit.sock.state")
-}
-
 fn state_file(daemon: &Daemon, service: &str) -> PathBuf {
-    state_directory(daemon).join("services").join(format!("{service}.json"))
+    daemon
+        .state_directory()
+        .join("services")
+        .join(format!("{service}.json"))
 }
 
 /// Waits until a process is dead: reaped, or a zombie of whoever does not reap it.
@@ -270,7 +269,7 @@ fn without_a_good_state_file_the_books_say_what_runs() {
     assert!(log.contains("it has version 99"), "{log}");
     // The directory as a whole.
     kill(&mut daemon);
-    fs::remove_dir_all(state_directory(&daemon)).unwrap();
+    fs::remove_dir_all(daemon.state_directory()).unwrap();
     daemon.run();
     for (service, pid) in services.into_iter().zip(pids) {
         assert_eq!(daemon.pid(service), pid, "{service}: {}", daemon.log());
@@ -394,6 +393,31 @@ fn a_service_whose_books_are_gone_is_adopted_and_not_started_twice() {
     daemon.shutdown();
 }
 
+#[test]
+fn at_level_procfs_a_service_is_adopted_too() {
+    let mut daemon = Daemon::prepare(&[]);
+    define(&daemon, "web", SERVICE, "");
+    let procfs = |daemon: &Daemon| daemon.init(&["--tracking", "procfs"]);
+    daemon.run_as(procfs(&daemon));
+    daemon.wait_for_state("web", "Running");
+    wait_for("both processes are there", || {
+        daemon.json(&["stats", "web", "--json"])["children"]
+            .as_array()
+            .unwrap()
+            .len()
+            == 1
+    });
+    let pid = daemon.pid("web");
+    kill(&mut daemon);
+    daemon.run_as(procfs(&daemon));
+    assert_eq!(daemon.pid("web"), pid, "{}", daemon.log());
+    let output = daemon.zinit(&["stop", "web", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["processes"].as_array().unwrap().len(), 2, "{report:#}");
+    assert_eq!(count(&daemon, "web"), 1);
+    daemon.shutdown();
+}
+
 fn remove_pins(directory: &Path) {
     for entry in fs::read_dir(directory).unwrap() {
         let entry = entry.unwrap();
@@ -411,17 +435,17 @@ fn states_are_nobody_elses_and_a_directory_that_is_not_ours_alone_is_refused() {
     let mut daemon = Daemon::start(&[("web", "exec: sleep 3600")]);
     daemon.wait_for_state("web", "Running");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-    assert_eq!(mode(&state_directory(&daemon)), 0o700);
+    assert_eq!(mode(&daemon.state_directory()), 0o700);
     wait_for("the state is saved", || state_file(&daemon, "web").exists());
     assert_eq!(mode(&state_file(&daemon, "web")), 0o600);
     kill(&mut daemon);
-    fs::set_permissions(state_directory(&daemon), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(daemon.state_directory(), fs::Permissions::from_mode(0o755)).unwrap();
     // What it says cannot be trusted, so services are stopped and started anew.
     daemon.run();
     daemon.wait_for_state("web", "Running");
     assert!(daemon.log().contains("states are not saved"), "{}", daemon.log());
-    daemon.does(&["shutdown"]);
-    daemon.assert_ends_well();
+    fs::remove_dir_all(daemon.state_directory()).unwrap();
+    daemon.shutdown();
 }
 
 #[test]

@@ -8,6 +8,9 @@
 export PATH=/usr/bin:/applets HOME=/root RUST_BACKTRACE=0
 export ZINIT_TEST_ACTOR=/tests/bin/actor ZINIT_TEST_TOOL=/tests/bin/zinit-tracker
 
+# Many tests wait most of the time.
+export RUST_TEST_THREADS=4
+
 /bin/busybox mkdir -p /applets
 /bin/busybox --install -s /applets
 

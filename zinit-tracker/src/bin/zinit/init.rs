@@ -70,7 +70,7 @@ enum Wanted {
     Auto,
     /// Exactly, or not at all
     Ebpf,
-    /// By looking at /proc: processes can be missed, and nobody finds the services if the supervisor is killed
+    /// By looking at /proc: processes can be missed
     Procfs,
 }
 
