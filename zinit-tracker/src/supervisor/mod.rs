@@ -199,8 +199,12 @@ async fn reap_orphans(children: Children) {
 
 /// Reads definitions and looks at what an earlier supervisor, or registry, has left.
 async fn look(context: &Arc<Context>, definitions: &Arc<dyn Definitions>) -> Result<Found, TrackerError> {
-    if let Some(state) = &context.state {
-        state.settled().await;
+    if let Some(state) = &context.state
+        && tokio::time::timeout(terminate::PATIENCE, state.settled())
+            .await
+            .is_err()
+    {
+        tracing::warn!("the newest states are not saved: the disk does not answer");
     }
     let definitions = Arc::clone(definitions);
     terminate::blocking(context, move |context| Found::look(context, definitions.load_all())).await

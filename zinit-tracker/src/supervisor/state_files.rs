@@ -4,9 +4,11 @@
 //! cannot know: what is wanted of the service, and by which definition it was started. One thread writes, so that a slow disk
 //! holds up nobody else and no older state overwrites a newer one.
 //!
-//!     SOCKET.state/              mode 0700, and nobody else's
-//!       supervisor.json          there once every service has a file
-//!       services/NAME.json
+//! ```text
+//! SOCKET.state/              mode 0700, and nobody else's
+//!   supervisor.json          there once every service has a file
+//!   services/NAME.json
+//! ```
 
 use std::{
     collections::BTreeMap,
@@ -14,10 +16,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        mpsc::{Receiver, Sender, channel},
-    },
+    sync::mpsc::{Receiver, Sender, channel},
     thread,
 };
 
@@ -117,7 +116,7 @@ enum Order {
 #[derive(Debug)]
 pub(super) struct StateFiles {
     directory: PathBuf,
-    orders: Mutex<Sender<Order>>,
+    orders: Sender<Order>,
 }
 
 impl StateFiles {
@@ -161,7 +160,7 @@ impl StateFiles {
             })?;
         Ok(Self {
             directory: directory.to_owned(),
-            orders: Mutex::new(orders),
+            orders,
         })
     }
 
@@ -212,8 +211,7 @@ impl StateFiles {
     }
 
     fn order(&self, order: Order) {
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        if orders.send(order).is_err() {
+        if self.orders.send(order).is_err() {
             tracing::error!("the thread that saves states is gone");
         }
     }
