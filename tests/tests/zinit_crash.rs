@@ -456,6 +456,10 @@ fn nothing_is_lost_or_started_twice_by_daemons_that_are_killed_at_any_moment() {
         define(&daemon, service, SERVICE, "");
     }
     define(&daemon, "once", "echo x >> \"$1\"", "oneshot: true\nafter: [one]\n");
+    // A shell that counts what it creates.
+    let script =
+        "echo $$ >> \"$1\"; while [ ! -e \"$1.end\" ]; do /bin/true; echo x >> \"$1.forks\"; done; exec sleep 3600";
+    define(&daemon, "forker", script, "");
     let seed = std::env::var("ZINIT_TEST_SEED").map_or(0x5eed, |seed| seed.parse().unwrap());
     println!("seed {seed}");
     let mut random = seed;
@@ -474,12 +478,26 @@ fn nothing_is_lost_or_started_twice_by_daemons_that_are_killed_at_any_moment() {
     }
     daemon.run();
     daemon.wait_for_state("once", "Success");
-    for service in &services[..3] {
+    for service in ["one", "two", "three", "forker"] {
         daemon.wait_for_state(service, "Running");
     }
-    for service in services {
+    for service in services.into_iter().chain(["forker"]) {
+        wait_for("it has noted its start", || count(&daemon, service) > 0);
         assert_eq!(count(&daemon, service), 1, "{service}: {}", daemon.log());
     }
+    fs::write(starts(&daemon, "forker").with_extension("starts.end"), "").unwrap();
+    let comm = format!("/proc/{}/comm", daemon.pid("forker"));
+    wait_for("it has ended its loop", || {
+        fs::read_to_string(&comm).unwrap() == "sleep\n"
+    });
+    let forks = fs::read_to_string(starts(&daemon, "forker").with_extension("starts.forks"))
+        .unwrap()
+        .lines()
+        .count();
+    let books: Value = serde_json::from_slice(&daemon.tracker(&["ps", "forker", "--json"]).stdout).unwrap();
+    println!("{forks} forks");
+    assert_eq!(books[0]["forks"], forks + 1, "{books:#}");
+    assert_eq!(books[0]["exits"], forks, "{books:#}");
     let tracked = daemon.json(&["stats", "one", "--json"])["children"]
         .as_array()
         .unwrap()
