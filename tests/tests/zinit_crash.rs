@@ -115,6 +115,12 @@ fn services_go_on_as_the_same_processes() {
         assert_eq!(statuses(&daemon), pids);
     }
     assert_eq!(survivors(&daemon.marker).len(), processes);
+    // What is saved of one that has ended holds as long as its run is the last.
+    assert!(
+        !daemon.log().contains("was started after its state was last saved"),
+        "{}",
+        daemon.log()
+    );
     for service in ["db", "web", "once", "later", "down"] {
         assert_eq!(count(&daemon, service), 1, "{service}: {}", daemon.log());
     }

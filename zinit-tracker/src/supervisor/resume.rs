@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     command::Context,
     definition::Definition,
-    logs::Stream,
     machine::{Remains, Snapshot},
     registry::Loaded,
     service::chain,
@@ -31,8 +30,9 @@ pub(super) struct Resumed {
     pub(super) remains: Remains,
     pub(super) service: Option<Service>,
     pub(super) main: Option<(u32, ProcessKey, Matched)>,
-    /// Where its output can be read, and who holds that open.
-    pub(super) pipes: Vec<(Stream, u64)>,
+    /// Its last main process, alive or not, and where its output can be read.
+    pub(super) run: Option<Run>,
+    /// Who may hold the pipes open.
     pub(super) members: Vec<u32>,
 }
 
@@ -150,7 +150,7 @@ fn resume(
         remains: Remains::Nothing,
         service: None,
         main: None,
-        pipes: Vec::new(),
+        run: None,
         members: Vec::new(),
     };
     let Some(info) = info else {
@@ -168,7 +168,11 @@ fn resume(
             "was started after its state was last saved: its output is lost"
         );
     }
-    resumed.pipes = run.map_or(Vec::new(), |run| run.pipes);
+    resumed.run = info.main.map(|main| Run {
+        service: info.id,
+        main,
+        pipes: run.map_or(Vec::new(), |run| run.pipes),
+    });
     let members = tracker.processes(&service)?;
     resumed.members = members.iter().map(|member| member.pid).collect();
     resumed.remains = match info.main {
@@ -197,6 +201,7 @@ impl Resumed {
         let Some(pid) = tracker.pid_of_process(run.main)? else {
             let end = tracker.end_of(run.main)?;
             self.remains = Remains::Ended(end.and_then(|end| end.status).map(Fate::of_wait_status));
+            self.run = Some(run);
             return Ok(());
         };
         let service = tracker.register(name)?;
@@ -215,6 +220,7 @@ impl Resumed {
             tracker.unregister(&service)?;
             taken?;
             self.remains = Remains::Ended(None);
+            self.run = Some(run);
             return Ok(());
         };
         tracing::warn!(
@@ -224,7 +230,10 @@ impl Resumed {
         );
         self.main = Some((main.pid, run.main, process));
         self.remains = Remains::Main;
-        self.pipes = run.pipes;
+        self.run = Some(Run {
+            service: service.id(),
+            ..run
+        });
         self.members = members.iter().map(|member| member.pid).collect();
         self.service = Some(service);
         Ok(())

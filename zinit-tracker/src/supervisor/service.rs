@@ -21,7 +21,7 @@ use super::{
     definition::Definition,
     error,
     handle::{Reply, Stats},
-    logs::{Capture, Stream},
+    logs::{Capture, LogError, Stream},
     machine::{Dependencies, Effect, Input, Machine},
     main_process::{Inherited, MainProcess},
     meter::Meter,
@@ -312,9 +312,11 @@ impl Task {
     /// Takes up what there is of a service that an earlier supervisor kept.
     fn resume(&mut self, resumed: Resumed) {
         let name: Arc<str> = self.name.as_str().into();
-        for (stream, pipe) in resumed.pipes {
-            match self.context.logs.recapture(&name, stream, pipe, &resumed.members) {
+        for (stream, pipe) in resumed.run.iter().flat_map(|run| &run.pipes) {
+            match self.context.logs.recapture(&name, *stream, *pipe, &resumed.members) {
                 Ok(capture) => self.captures.push(capture),
+                // It went with the last process that had it.
+                Err(error @ LogError::NoPipe { .. }) => tracing::debug!(service = self.name, %error),
                 Err(error) => tracing::warn!(
                     service = self.name,
                     reason = chain(&error),
@@ -322,15 +324,11 @@ impl Task {
                 ),
             }
         }
+        self.run = resumed.run;
         self.service = resumed.service;
         let Some((pid, key, process)) = resumed.main else {
             return;
         };
-        self.run = self.service.as_ref().map(|service| Run {
-            service: service.id(),
-            main: key,
-            pipes: self.captures.iter().map(Capture::pipe).collect(),
-        });
         match Inherited::new(&self.context, pid, key, process) {
             Ok(main) => {
                 tracing::info!(service = self.name, pid, "runs since before, and is supervised again");
