@@ -54,6 +54,14 @@ fn define(daemon: &Daemon, service: &str, script: &str, more: &str) {
     daemon.write(service, &text);
 }
 
+/// Waits until the service has its child beside the main process.
+fn wait_for_child(daemon: &Daemon, service: &str) {
+    wait_for("its child is there", || {
+        let stats = daemon.json(&["stats", service, "--json"]);
+        stats["children"].as_array().unwrap().len() == 1
+    });
+}
+
 fn state_file(daemon: &Daemon, service: &str) -> PathBuf {
     daemon
         .state_directory()
@@ -90,13 +98,7 @@ fn services_go_on_as_the_same_processes() {
     daemon.run();
     for service in ["db", "web", "later", "down"] {
         daemon.wait_for_state(service, "Running");
-        wait_for("its child is there", || {
-            daemon.json(&["stats", service, "--json"])["children"]
-                .as_array()
-                .unwrap()
-                .len()
-                == 1
-        });
+        wait_for_child(&daemon, service);
     }
     daemon.wait_for_state("once", "Success");
     daemon.wait_for_state("gone", "Error(exited 3)");
@@ -372,13 +374,7 @@ fn a_service_whose_books_are_gone_is_adopted_and_not_started_twice() {
     define(&daemon, "web", SERVICE, "");
     daemon.run();
     daemon.wait_for_state("web", "Running");
-    wait_for("both processes are there", || {
-        daemon.json(&["stats", "web", "--json"])["children"]
-            .as_array()
-            .unwrap()
-            .len()
-            == 1
-    });
+    wait_for_child(&daemon, "web");
     let pid = daemon.pid("web");
     kill(&mut daemon);
     remove_pins(daemon.pins());
@@ -406,13 +402,7 @@ fn at_level_procfs_a_service_is_adopted_too() {
     let procfs = |daemon: &Daemon| daemon.init(&["--tracking", "procfs"]);
     daemon.run_as(procfs(&daemon));
     daemon.wait_for_state("web", "Running");
-    wait_for("both processes are there", || {
-        daemon.json(&["stats", "web", "--json"])["children"]
-            .as_array()
-            .unwrap()
-            .len()
-            == 1
-    });
+    wait_for_child(&daemon, "web");
     let pid = daemon.pid("web");
     kill(&mut daemon);
     daemon.run_as(procfs(&daemon));
