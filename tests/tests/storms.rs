@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use zinit_tests::{
     orphans, rounds,
     sandbox::{DEADLINE, Played, Sandbox},
@@ -12,6 +13,9 @@ use zinit_tests::{
 use zinit_tracker::{StopPolicy, StopReport, stop, stop::Doubt};
 
 const BY_DEFAULT: u32 = 3;
+
+/// Held by the test that runs: a storm leaves others next to nothing of the machine, for longer than another storm lasts.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Kills at once.
 fn policy(gate: bool) -> StopPolicy {
@@ -24,6 +28,7 @@ fn policy(gate: bool) -> StopPolicy {
 }
 
 async fn check(behaviour: &str, count: &str, gates: &[bool]) {
+    let _turn = TURN.lock().await;
     orphans::reap_all();
     let sandbox = Sandbox::with(|config| config.max_processes = Some(32_768));
     for gate in gates {
@@ -102,6 +107,7 @@ fn shortest(work: impl Fn()) -> Duration {
 
 #[tokio::test]
 async fn what_a_closed_gate_costs_others() {
+    let _turn = TURN.lock().await;
     let sandbox = Sandbox::new();
     let calls = || {
         for _ in 0..20_000 {

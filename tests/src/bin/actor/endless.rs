@@ -155,6 +155,7 @@ fn hold(board: Board, place: usize) -> Result<Infallible> {
         let settled = all_own && announced;
         wait_for_child(Duration::from_millis(if settled { 200 } else { 10 }));
     }
+    ensure!(announced, "the storm's time was over before every place was held");
     life::exit_now(0)
 }
 
@@ -192,7 +193,10 @@ impl Below {
             }
             hold(board, place)
         });
-        // A fork that fails is somebody trying to end this; try again.
+        if child.is_err() {
+            // Somebody is trying to end this; try again.
+            board.births.fetch_sub(1, Ordering::Relaxed);
+        }
         self.child = child.ok();
         Ok(self.child.is_some())
     }
