@@ -1,10 +1,10 @@
 //! `cargo xtask ci`: everything that must hold before a change is taken.
 
-use crate::{build_ebpf, lint, test};
+use crate::{build_ebpf, lint, test, vm};
 use anyhow::{Context as _, Result};
 use std::{fs, path::Path};
 
-/// Lint, test with the committed BPF object, build it from source, and test with that one too
+/// Lint, test with the committed BPF object, build it from source, test with that one too, and run the kernel matrix
 #[derive(clap::Args)]
 pub(crate) struct Options {}
 
@@ -27,7 +27,10 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     } else {
         test_with(&path, &fresh, &committed)?;
     }
-    Ok(())
+    println!("+ cargo xtask vm");
+    vm::run(&vm::Options::default())?;
+    println!("+ cargo xtask vm --pid1");
+    vm::run(&vm::Options::pid1())
 }
 
 /// Runs the tests with the fresh object in the place of the committed one, which is there again afterwards.

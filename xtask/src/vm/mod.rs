@@ -43,7 +43,7 @@ pub(crate) struct Options {
     /// Boot each kernel once, with this preemption (none, voluntary, lazy or full)
     #[arg(long, value_name = "MODE")]
     preempt: Option<String>,
-    /// Only boot guests whose PID 1 is zinit; without this they follow the tests, unless only some of those are asked for
+    /// Boot guests whose PID 1 is zinit instead
     #[arg(long)]
     pid1: bool,
     /// How often a test repeats what may go wrong once in many times
@@ -62,6 +62,16 @@ impl Default for Options {
             pid1: false,
             rounds: 1,
             arguments: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// Boot guests whose PID 1 is zinit.
+    pub(crate) fn pid1() -> Self {
+        Self {
+            pid1: true,
+            ..Self::default()
         }
     }
 }
@@ -87,7 +97,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let fetched = fetch(&directory, options);
         (fetched, building.join().expect("building returns its errors"))
     });
-    let ((apt, tools, boots), binaries) = (fetched?, built?);
+    let ((tools, boots), binaries) = (fetched?, built?);
     let groups = binaries.group_names();
     for group in groups::stale(&groups) {
         println!("WARNING: the matrix has a place for the tests of {group}, and there are none");
@@ -106,19 +116,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let guests = laboratory.test_all(&boots, &assigned)?;
     let results: Vec<_> = boots.into_iter().zip(guests).collect();
     println!("{}", report::table(&results));
-    let whole = options.kernel.is_empty() && options.preempt.is_none() && options.arguments.is_empty();
-    let as_pid_1 = if whole {
-        pid1::run(&apt, &laboratory.tools, &directory, &[])
-    } else {
-        Ok(())
-    };
     println!(
         "all in {:.0} s, with {} s of processor time; logs are in {}",
         started.elapsed().as_secs_f64(),
         processor_seconds()?,
         laboratory.logs.display()
     );
-    verdict(&results, options.kernel.is_empty()).and(as_pid_1)
+    verdict(&results, options.kernel.is_empty())
 }
 
 /// The tree of packages that every guest is made of.
@@ -127,7 +131,7 @@ fn tools(apt: &Apt) -> Result<PathBuf> {
     apt.tree("tools", &tools, |_| Ok(()))
 }
 
-fn fetch(directory: &Path, options: &Options) -> Result<(Apt, PathBuf, Vec<Boot>)> {
+fn fetch(directory: &Path, options: &Options) -> Result<(PathBuf, Vec<Boot>)> {
     let apt = Apt::open(directory)?;
     let tools = tools(&apt)?;
     let boots = kernels::boots(&apt, &options.kernel, options.preempt.as_deref())?;
@@ -136,7 +140,7 @@ fn fetch(directory: &Path, options: &Options) -> Result<(Apt, PathBuf, Vec<Boot>
         "no kernel matches; there are: {}",
         kernels::names().join("; ")
     );
-    Ok((apt, tools, boots))
+    Ok((tools, boots))
 }
 
 /// What our ended children have used.
