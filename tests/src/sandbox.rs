@@ -128,6 +128,17 @@ impl Sandbox {
         self.pins.path()
     }
 
+    /// A client that replaces the programs by those of a build from `sources`, if they are of another.
+    #[must_use]
+    pub fn successor(&self, sources: [u8; 32]) -> Tracker {
+        let config = Config {
+            replace_programs: true,
+            sources,
+            ..config(self.pins())
+        };
+        Tracker::open(&config).expect("what is pinned can be taken over")
+    }
+
     /// Another client of the same tracker.
     #[must_use]
     pub fn second_client(&self) -> Tracker {

@@ -293,8 +293,8 @@ pub struct Layout {
     pub next_service: u32,
     /// Capacity of `processes`.
     pub max_processes: u32,
-    /// Always 0.
-    pub _pad: u32,
+    /// Creations that no hook of an earlier build saw, before it was replaced.
+    pub missed_earlier: u32,
     /// SHA-256 of the sources that the programs were built from.
     pub sources: [u8; 32],
 }

@@ -14,7 +14,7 @@ struct Plan {
     arguments: &'static [&'static str],
 }
 
-const PLANS: [Plan; 11] = [
+const PLANS: [Plan; 12] = [
     Plan {
         group: "escapes",
         boots: &["5.10", "7.x"],
@@ -66,6 +66,11 @@ const PLANS: [Plan; 11] = [
     Plan {
         group: "losses",
         boots: &["7.x preempt=full"],
+        arguments: &[],
+    },
+    Plan {
+        group: "replacing",
+        boots: &["5.10", "7.x preempt=full"],
         arguments: &[],
     },
     Plan {
@@ -124,7 +129,7 @@ pub(crate) const PROMISES: [(u32, &[&str]); 8] = [
     (2, &["reuse", "stopping", "fallback_reuse"]),
     (3, &["escapes", "stopping", "survivors"]),
     (4, &["unproven", "losses"]),
-    (5, &["cli"]),
+    (5, &["cli", "replacing"]),
     (6, &["losses", "unproven"]),
     // What a bystander pays is measured elsewhere, and not in emulation.
     (7, &[]),

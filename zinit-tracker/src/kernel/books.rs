@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf, RawTracePointRunOptions, TestRun as _,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, Iter, RawTracePoint},
+    programs::{Iter, RawTracePoint},
 };
 use zinit_ebpf::{
     Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, Task, map, program,
@@ -117,7 +117,21 @@ impl Kernel {
         let exclusive = pins.create_exclusive()?;
         pins.check_layouts()?;
         if let Some(layout) = pinned_layout(&pins)? {
-            return Self::join_checked(pins, &exclusive, layout);
+            let kernel = Self::join_checked(pins, &exclusive, layout)?;
+            if !options.replace || layout.sources == options.sources {
+                return Ok(kernel);
+            }
+            return match kernel.replace_programs(&exclusive, options) {
+                Ok(layout) => Self::join(PinDirectory::at(directory), &exclusive, layout, None),
+                // Those of the other build keep the same books.
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the pinned programs stay those of another build"
+                    );
+                    Ok(kernel)
+                }
+            };
         }
         // What a loader left that died half way: nobody can have used it.
         pins.remove_layout()?;
@@ -153,9 +167,9 @@ impl Kernel {
             return Err(pins.other_layout(&format!("v{}", layout.version)).into());
         }
         if layout.sources != zinit_ebpf::SOURCES {
-            tracing::info!("the pinned programs are of another build with the same layout");
+            tracing::debug!("the pinned programs are of another build with the same layout");
         }
-        let kernel = Self::join(pins, exclusive, layout.max_processes, None)?;
+        let kernel = Self::join(pins, exclusive, layout, None)?;
         match kernel.mend_hooks(exclusive) {
             Ok(mended) if mended.is_empty() => {}
             Ok(hooks) => tracing::warn!(
@@ -170,9 +184,9 @@ impl Kernel {
 
     fn load(pins: PinDirectory, exclusive: &Guard, options: LoadOptions) -> Result<Self, OpenError> {
         match load_and_pin(&pins, options) {
-            Ok((max_processes, log)) => {
+            Ok((layout, log)) => {
                 let path = pins.base().to_owned();
-                Self::join(pins, exclusive, max_processes, log).inspect_err(|_| PinDirectory::at(&path).discard())
+                Self::join(pins, exclusive, layout, log).inspect_err(|_| PinDirectory::at(&path).discard())
             }
             Err(error) => {
                 pins.discard();
@@ -184,7 +198,7 @@ impl Kernel {
     fn join(
         pins: PinDirectory,
         _exclusive: &Guard,
-        max_processes: u32,
+        layout: Layout,
         log: Option<ProgramLog>,
     ) -> Result<Self, OpenError> {
         let maps = Maps {
@@ -212,7 +226,7 @@ impl Kernel {
             tasks: iterator(program::TASKS)?,
             adopt: iterator(program::ADOPT)?,
             gates: Gates::pinned(&pins)?,
-            hooks: Mutex::new(Hooks::pinned(&pins)?),
+            hooks: Mutex::new(Hooks::pinned(&pins, layout.sources)?),
         };
         let in_use = pins.in_use()?;
         Ok(Self {
@@ -220,7 +234,7 @@ impl Kernel {
             programs,
             pins,
             in_use,
-            max_processes,
+            max_processes: layout.max_processes,
             log: Mutex::new(log),
         })
     }
@@ -266,7 +280,7 @@ impl Kernel {
     /// Attaches hooks again that have come loose, and notes with every service that it was unwatched for a while. Returns
     /// which hooks. The caller holds the books exclusively.
     pub(crate) fn mend_hooks(&self, _exclusive: &Guard) -> Result<Vec<&'static str>, OpenError> {
-        let mut hooks = lock(&self.programs.hooks);
+        let mut hooks = self.hooks()?;
         let loose = hooks.loose(&self.pins);
         if loose.is_empty() {
             return Ok(loose);
@@ -284,7 +298,65 @@ impl Kernel {
 
     /// Hooks that are loaded but not attached, or not by their own link.
     pub(crate) fn loose_hooks(&self) -> Vec<&'static str> {
-        lock(&self.programs.hooks).loose(&self.pins)
+        match self.hooks() {
+            Ok(hooks) => hooks.loose(&self.pins),
+            // Their pins are gone.
+            Err(_) => lock(&self.programs.hooks).loose(&self.pins),
+        }
+    }
+
+    /// The hooks that are in use: other ones than before if another program has replaced them by those of another build.
+    fn hooks(&self) -> Result<MutexGuard<'_, Hooks>, BooksError> {
+        let sources = self.layout()?.sources;
+        let mut hooks = lock(&self.programs.hooks);
+        if hooks.sources != sources {
+            *hooks = Hooks::pinned(&self.pins, sources)?;
+        }
+        Ok(hooks)
+    }
+
+    fn layout(&self) -> Result<Layout, BooksError> {
+        lock(&self.maps.layout).get(&0, 0).map_err(failed("read the layout"))
+    }
+
+    /// Loads this build's programs for the same maps, attaches them, and only then lets go of those that are pinned: no event is
+    /// missed in between, and one that both see counts once. The caller holds the books exclusively.
+    ///
+    /// Whoever dies on the way leaves hooks that are attached as before, or that the next one finds loose.
+    fn replace_programs(&self, _exclusive: &Guard, options: LoadOptions) -> Result<Layout, OpenError> {
+        let pins = &self.pins;
+        pins.remove_successors()?;
+        let same = LoadOptions {
+            max_processes: Some(self.max_processes),
+            ..options
+        };
+        let (mut ebpf, _) = load::load(same, Some(pins))?;
+        if let Err(error) = hooks::pin(&mut ebpf, pins, PinDirectory::successor) {
+            pins.remove_successors()?;
+            return Err(error);
+        }
+        // The new programs count from 0, and what services were registered with must not hide what they miss.
+        let missed = self.missed_creations()?;
+        for (name, program) in ebpf.programs() {
+            if program.fd().is_ok() {
+                PinDirectory::succeed(&pins.program(name))?;
+            }
+        }
+        for (name, _) in HOOKS {
+            if pins.program(name).exists() {
+                PinDirectory::succeed(&pins.link(name))?;
+            }
+        }
+        let layout = Layout {
+            sources: options.sources,
+            missed_earlier: u32::try_from(missed).unwrap_or(u32::MAX),
+            ..self.layout()?
+        };
+        lock(&self.maps.layout)
+            .set(0, layout, 0)
+            .map_err(failed("write the layout"))?;
+        tracing::info!("the eBPF programs of another build were replaced, without a gap");
+        Ok(layout)
     }
 
     /// Maps whose pins are gone or lead to other maps: other clients do not see what this one does.
@@ -396,7 +468,7 @@ impl Kernel {
 
     /// How often the kernel skipped each hook.
     pub(crate) fn misses(&self) -> Result<Vec<(&'static str, u64)>, BooksError> {
-        lock(&self.programs.hooks).misses()
+        self.hooks()?.misses()
     }
 
     /// How often the kernel skipped the hook that sees deaths. Such a death is found when it is looked for, or when the
@@ -407,12 +479,13 @@ impl Kernel {
         Ok(exit.map_or(0, |(_, count)| *count))
     }
 
-    /// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough.
+    /// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough; and of the hooks of earlier builds.
     pub(crate) fn missed_creations(&self) -> Result<u64, BooksError> {
         let misses = self.misses()?;
         let of = |wanted: &str| misses.iter().find(|(name, _)| *name == wanted).map(|(_, count)| *count);
         let fork = of(program::FORK).unwrap_or(0);
-        Ok(of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork)))
+        let missed = of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork));
+        Ok(missed + u64::from(self.layout()?.missed_earlier))
     }
 
     /// Every process that the caller's pid namespace shows, the dead and unreaped included. Members among the latter whose
@@ -482,38 +555,27 @@ impl Kernel {
 }
 
 /// Loads, pins and attaches everything. The layout is written last: it says that the rest is complete.
-fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(u32, Option<ProgramLog>), OpenError> {
-    let (mut ebpf, max_processes) = load::load(options)?;
+fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(Layout, Option<ProgramLog>), OpenError> {
+    let (mut ebpf, max_processes) = load::load(options, None)?;
     pins.create_layout()?;
     let log = logger(&mut ebpf, options);
     for name in map::ALL {
         let map = ebpf.map(name).ok_or(LoadError::NoMap(name))?;
         map.pin(pins.map(name)).map_err(failed("pin a map"))?;
     }
-    for (name, program) in ebpf.programs_mut() {
-        if program.fd().is_ok() {
-            program.pin(pins.program(name)).map_err(failed("pin a program"))?;
-        }
-    }
-    for (name, _) in HOOKS {
-        let hook: &mut BtfTracePoint = load::get(&mut ebpf, name)?;
-        if hook.fd().is_err() {
-            continue;
-        }
-        hooks::attach(name, hook, &pins.link(name))?;
-    }
+    hooks::pin(&mut ebpf, pins, Path::to_owned)?;
     let layout = Layout {
         version: LAYOUT_VERSION,
         next_service: 1,
         max_processes,
-        _pad: 0,
-        sources: zinit_ebpf::SOURCES,
+        missed_earlier: 0,
+        sources: options.sources,
     };
     let map = ebpf.map_mut(map::LAYOUT).ok_or(LoadError::NoMap(map::LAYOUT))?;
     Array::<_, Layout>::try_from(map)
         .and_then(|mut layouts| layouts.set(0, layout, 0))
         .map_err(map_failed(map::LAYOUT))?;
-    Ok((max_processes, log))
+    Ok((layout, log))
 }
 
 /// The layout record, if a complete set of pins is there.

@@ -3,14 +3,17 @@
 //! Attaches them, says which have come loose, and attaches those again. What that means for services is not decided here.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use aya::programs::{
-    BtfTracePoint,
-    links::{FdLink, PinnedLink},
+use aya::{
+    Ebpf,
+    programs::{
+        BtfTracePoint,
+        links::{FdLink, PinnedLink},
+    },
 };
 use zinit_ebpf::program;
 
@@ -41,11 +44,15 @@ struct Hook {
 }
 
 /// The hooks that are loaded.
-pub(super) struct Hooks(Vec<Hook>);
+pub(super) struct Hooks {
+    hooks: Vec<Hook>,
+    /// What the build that they are of was built from.
+    pub(super) sources: [u8; 32],
+}
 
 impl Hooks {
     /// Opens those that are pinned; which they are was decided when they were loaded.
-    pub(super) fn pinned(pins: &PinDirectory) -> Result<Self, BooksError> {
+    pub(super) fn pinned(pins: &PinDirectory, sources: [u8; 32]) -> Result<Self, BooksError> {
         let mut hooks = Vec::with_capacity(HOOKS.len());
         for (name, _) in HOOKS {
             let path = pins.program(name);
@@ -56,12 +63,12 @@ impl Hooks {
             let id = program.info().map_err(failed("inspect a program"))?.id();
             hooks.push(Hook { name, program, id });
         }
-        Ok(Self(hooks))
+        Ok(Self { hooks, sources })
     }
 
     /// Hooks that are not attached as the loader did it: their link is gone, or is another program's.
     pub(super) fn loose(&self, pins: &PinDirectory) -> Vec<&'static str> {
-        let loose = self.0.iter().filter(|hook| !hook.is_attached(pins));
+        let loose = self.hooks.iter().filter(|hook| !hook.is_attached(pins));
         loose.map(|hook| hook.name).collect()
     }
 
@@ -70,7 +77,7 @@ impl Hooks {
     pub(super) fn mend(&mut self, pins: &PinDirectory) -> Result<Vec<&'static str>, OpenError> {
         pins.create_layout()?;
         let mut mended = Vec::new();
-        for hook in self.0.iter_mut().filter(|hook| !hook.is_attached(pins)) {
+        for hook in self.hooks.iter_mut().filter(|hook| !hook.is_attached(pins)) {
             pins.remove_link(hook.name)?;
             attach_again(hook.name, &mut hook.program, &pins.link(hook.name))?;
             mended.push(hook.name);
@@ -85,7 +92,7 @@ impl Hooks {
             let misses = sys::recursion_misses(fd).map_err(failed("inspect a program"))?;
             Ok((hook.name, misses))
         };
-        self.0.iter().map(misses).collect()
+        self.hooks.iter().map(misses).collect()
     }
 }
 
@@ -111,8 +118,25 @@ fn attach_again(name: &'static str, program: &mut BtfTracePoint, path: &Path) ->
     }
 }
 
+/// Pins the programs, and attaches and pins the hooks: in their places, or as successors of what is there.
+pub(super) fn pin(ebpf: &mut Ebpf, pins: &PinDirectory, place: fn(&Path) -> PathBuf) -> Result<(), OpenError> {
+    for (name, program) in ebpf.programs_mut() {
+        if program.fd().is_ok() {
+            let path = place(&pins.program(name));
+            program.pin(path).map_err(failed("pin a program"))?;
+        }
+    }
+    for (name, _) in HOOKS {
+        let hook: &mut BtfTracePoint = load::get(ebpf, name)?;
+        if hook.fd().is_ok() {
+            attach(name, hook, &place(&pins.link(name)))?;
+        }
+    }
+    Ok(())
+}
+
 /// Attaches a hook and pins its link.
-pub(super) fn attach(name: &'static str, program: &mut BtfTracePoint, path: &Path) -> Result<(), OpenError> {
+fn attach(name: &'static str, program: &mut BtfTracePoint, path: &Path) -> Result<(), OpenError> {
     let link = program
         .attach()
         .and_then(|id| program.take_link(id))

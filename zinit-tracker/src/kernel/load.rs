@@ -20,6 +20,7 @@ use zinit_ebpf::{map, program};
 use super::{
     btf::{BtfError, KernelTypes},
     hooks::HOOKS,
+    pins::PinDirectory,
     requirements::kernel_is_at_least,
 };
 
@@ -93,19 +94,23 @@ pub(crate) struct LoadOptions {
     pub max_processes: Option<u32>,
     pub log: Option<aya_log::Level>,
     pub without_hook: Option<&'static str>,
+    /// Programs of another build that are pinned are replaced.
+    pub replace: bool,
+    /// What the object passes for being built from.
+    pub sources: [u8; 32],
 }
 
-/// Creates the maps and loads every program; attaches none.
+/// Creates the maps, or takes those that are pinned in `reuse`, and loads every program; attaches none.
 ///
 /// `sched_wakeup_new` is left out where the kernel lacks what it needs (before 5.11); those kernels lose no events.
-pub(super) fn load(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
+pub(super) fn load(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf, u32), LoadError> {
     if kernel_is_at_least((5, 11)) {
-        return without_signals(|| load_all(options));
+        return without_signals(|| load_all(options, reuse));
     }
     // Maps are charged to this limit of the whole process: who gives it back must not take it from another thread.
     let _turn = MEMLOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let limit = raise_memlock();
-    let result = without_signals(|| load_all(options));
+    let result = without_signals(|| load_all(options, reuse));
     // The services' processes get the caller's limit.
     if let Some((soft, hard)) = limit
         && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)
@@ -136,7 +141,7 @@ fn raise_memlock() -> Option<(u64, u64)> {
     Some(before)
 }
 
-fn load_all(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
+fn load_all(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf, u32), LoadError> {
     let types = KernelTypes::running()?;
     // The kernel gives out its megabytes a page at a time: once is enough.
     let btf = Btf::parse(types.bytes(), Endianness::default())?;
@@ -154,6 +159,11 @@ fn load_all(options: LoadOptions) -> Result<(Ebpf, u32), LoadError> {
     }
     loader.override_global("AYA_LOG_LEVEL", &log_level, true);
     loader.map_max_entries(map::PROCESSES, max_processes);
+    if let Some(pins) = reuse {
+        for name in map::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
     let mut ebpf = loader.load(zinit_ebpf::OBJECT)?;
 
     for (name, tracepoint) in HOOKS.into_iter().chain([(program::GATE, "sys_enter")]) {

@@ -28,6 +28,9 @@ use zinit_ebpf::LAYOUT_VERSION;
 /// Where bpffs is mounted by convention.
 const BPFFS: &str = "/sys/fs/bpf";
 
+/// What the pin of a successor ends in: bpffs refuses names with a dot.
+const SUCCESSOR: &str = "_new";
+
 /// What goes wrong with pins.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
@@ -279,6 +282,31 @@ impl PinDirectory {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
             _ => Ok(()),
         }
+    }
+
+    /// Where the successor of a program or link is pinned until it takes the place.
+    pub(super) fn successor(path: &Path) -> PathBuf {
+        let mut path = path.as_os_str().to_owned();
+        path.push(SUCCESSOR);
+        path.into()
+    }
+
+    /// Puts the pinned successor in the place of a program or link, whose own pin goes in the same step.
+    pub(super) fn succeed(path: &Path) -> Result<(), PinError> {
+        fs::rename(Self::successor(path), path).map_err(failed("replace", path))
+    }
+
+    /// Removes successors that never took their places.
+    pub(super) fn remove_successors(&self) -> Result<(), PinError> {
+        for directory in [self.links(), self.programs()] {
+            for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+                let path = entry.map_err(failed("list", &directory))?.path();
+                if path.as_os_str().as_encoded_bytes().ends_with(SUCCESSOR.as_bytes()) {
+                    fs::remove_file(&path).map_err(failed("remove", &path))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whose lock the one reader of the events holds.

@@ -44,9 +44,15 @@ pub struct Config {
     pub max_processes: Option<u32>,
     /// Diagnostics of the programs through aya-log; `None`: off, at no cost. Only the loader decides.
     pub program_log: Option<aya_log::Level>,
+    /// Programs that are pinned and are of another build are replaced by this build's, on the same maps and without a gap: what a
+    /// supervisor wants that was upgraded. Else they are used as they are. If the kernel refuses this build's, a warning says so.
+    pub replace_programs: bool,
     /// A hook that is left out, by its program's name, so that tests see what it is for. Only the loader decides.
     #[doc(hidden)]
     pub without_hook: Option<&'static str>,
+    /// What this build passes for being built from, so that tests see one replace another.
+    #[doc(hidden)]
+    pub sources: [u8; 32],
 }
 
 impl Default for Config {
@@ -58,7 +64,9 @@ impl Default for Config {
             instance: "tool".to_owned(),
             max_processes: None,
             program_log: None,
+            replace_programs: false,
             without_hook: None,
+            sources: zinit_ebpf::SOURCES,
         }
     }
 }

@@ -102,6 +102,8 @@ impl Tracker {
             max_processes: config.max_processes,
             log: config.program_log,
             without_hook: config.without_hook,
+            replace: config.replace_programs,
+            sources: config.sources,
         };
         let kernel = match &config.pins {
             Pins::Shared(directory) => Kernel::open(directory, options)?,

@@ -162,6 +162,7 @@ async fn serve(global: &Global, options: &Options) -> anyhow::Result<(Finished, 
         level: options.tracking.into(),
         pins: Pins::SharedOrPrivate(options.pins.clone()),
         instance: instance(&socket),
+        replace_programs: true,
         ..Config::default()
     })?;
     tracing::info!(
