@@ -203,6 +203,26 @@ fn the_reboot_command_reboots() {
 }
 
 #[test]
+fn an_upgrade_keeps_pid_1_and_what_it_has_to_do() {
+    let upgraded = |namespace: &Namespace| {
+        let daemon = &namespace.daemon;
+        let (pid, init) = (daemon.pid("web"), namespace.init());
+        for round in 1..=3 {
+            // What the upgrade tries and what it leaves is reaped like anything else.
+            assert!(daemon.prints(&["upgrade"]).starts_with("zinit "), "{}", namespace.log());
+            let info = daemon.call("system_info", &serde_json::json!([]));
+            assert_eq!((&info["pid"], &info["upgrades"]), (&1.into(), &round.into()));
+        }
+        assert_eq!((daemon.pid("web"), namespace.init()), (pid, init));
+        daemon.does(&["start", "flood"]);
+        daemon.wait_for_state("flood", "Error(exited 42)");
+        wait_for("all orphans are reaped", || namespace.zombies() == 0);
+        namespace.signal(Signal::TERM);
+    };
+    check(false, upgraded, Ending::PoweredOff);
+}
+
+#[test]
 fn a_container_ends_with_status_0() {
     check(true, |namespace| namespace.signal(Signal::INT), Ending::Exited);
 }

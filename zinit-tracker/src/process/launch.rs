@@ -18,7 +18,10 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::resource::{Resource, setrlimit},
+    sys::{
+        resource::{Resource, setrlimit},
+        signal::SigSet,
+    },
     unistd::{Gid, Uid},
 };
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -48,7 +51,7 @@ pub(crate) struct Identity {
 /// What a new process does to itself before it executes its program.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
-    /// Lead a session of its own.
+    /// Lead a session of its own, and block no signal, whatever its creator blocks.
     pub(crate) session: bool,
     /// Resource, soft limit, hard limit.
     pub(crate) limits: Vec<(Resource, u64, u64)>,
@@ -322,6 +325,7 @@ impl Plan {
         default_handlers();
         if self.session {
             nix::unistd::setsid()?;
+            SigSet::empty().thread_set_mask()?;
         }
         for (resource, soft, hard) in &self.limits {
             setrlimit(*resource, *soft, *hard)?;

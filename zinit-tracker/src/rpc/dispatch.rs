@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{
     error::{INTERNAL_ERROR, RpcError, SERVICE_SURVIVORS, causes, report_value},
@@ -28,6 +28,24 @@ pub struct Dispatcher {
     /// Where the HTTP server finds us.
     socket: PathBuf,
     http: Arc<Mutex<Option<HttpServer>>>,
+    upgrading: Option<Upgrading>,
+}
+
+/// Who is asked to let another program take the supervisor's place.
+#[derive(Clone, Debug)]
+struct Upgrading {
+    requests: mpsc::Sender<Upgrade>,
+    /// How often that has been done.
+    done: u32,
+}
+
+/// A request to let another program take the supervisor's place.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The program; `None`: what is now where this one was.
+    pub binary: Option<PathBuf>,
+    /// Where the answer goes before it is done: what the program calls itself, or why it does not do.
+    pub answer: oneshot::Sender<std::result::Result<String, String>>,
 }
 
 /// What a request leads to.
@@ -56,6 +74,32 @@ impl Dispatcher {
             logs,
             socket,
             http: Arc::default(),
+            upgrading: None,
+        }
+    }
+
+    /// Passes on requests for an upgrade, of which there have been so many in this process.
+    #[must_use]
+    pub fn with_upgrades(self, requests: mpsc::Sender<Upgrade>, done: u32) -> Self {
+        Self {
+            upgrading: Some(Upgrading { requests, done }),
+            ..self
+        }
+    }
+
+    /// Where the HTTP server listens, if there is one.
+    pub async fn http_address(&self) -> Option<String> {
+        self.http
+            .lock()
+            .await
+            .as_ref()
+            .map(|server| server.address().to_string())
+    }
+
+    /// Starts the HTTP server that there was before an upgrade.
+    pub async fn resume_http(&self, address: &str) {
+        if let Err(error) = self.start_http(address).await {
+            tracing::error!(address, reason = error.line(), "the HTTP server is gone");
         }
     }
 
@@ -79,6 +123,8 @@ impl Dispatcher {
             Call::Shutdown => down(doing("system shutdown", self.supervisor.shutdown().await)?)?,
             Call::Reboot => down(doing("system reboot", self.supervisor.reboot().await)?)?,
             Call::Reload => reloaded(doing("reloading definitions", self.supervisor.reload().await)?),
+            Call::Upgrade(binary) => self.upgrade(binary).await?,
+            Call::Info => self.info(),
             Call::StartHttp(address) => self.start_http(&address).await?,
             Call::StopHttp => self.stop_http().await?,
             call => self.service(call).await?,
@@ -120,6 +166,8 @@ impl Dispatcher {
             | Call::Shutdown
             | Call::Reboot
             | Call::Reload
+            | Call::Upgrade(_)
+            | Call::Info
             | Call::StartHttp(_)
             | Call::StopHttp
             | Call::CurrentLogs(_)
@@ -136,6 +184,33 @@ impl Dispatcher {
     fn current_logs(&self, service: Option<&str>) -> Value {
         let lines = self.logs.snapshot(service);
         lines.iter().map(|line| Value::String(line.to_string())).collect()
+    }
+
+    async fn upgrade(&self, binary: Option<String>) -> Result<Value> {
+        let failed = |message: &str| RpcError::of_kind(INTERNAL_ERROR, "upgrading", None, message, Vec::new());
+        let Some(upgrading) = &self.upgrading else {
+            return Err(failed("this supervisor is part of another program"));
+        };
+        let (answer, answered) = oneshot::channel();
+        let binary = binary.map(PathBuf::from);
+        let ends = |_| failed("the supervisor ends, or is being upgraded");
+        upgrading
+            .requests
+            .try_send(Upgrade { binary, answer })
+            .map_err(|error| ends(error.to_string()))?;
+        match answered.await {
+            Ok(Ok(version)) => Ok(json!(version)),
+            Ok(Err(reason)) => Err(failed(&reason)),
+            Err(error) => Err(ends(error.to_string())),
+        }
+    }
+
+    fn info(&self) -> Value {
+        json!({
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "upgrades": self.upgrading.as_ref().map_or(0, |upgrading| upgrading.done),
+        })
     }
 
     async fn start_http(&self, address: &str) -> Result<Value> {

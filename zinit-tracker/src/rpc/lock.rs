@@ -36,9 +36,7 @@ impl Lock {
     ///
     /// Another supervisor has it, or the file cannot be used.
     pub(super) async fn take(socket: &Path) -> Result<Self, ServerError> {
-        let mut path = socket.as_os_str().to_owned();
-        path.push(".lock");
-        let path = PathBuf::from(path);
+        let path = path_of(socket);
         let failed = |source: io::Error| ServerError::Path {
             operation: "lock",
             path: path.clone(),
@@ -70,6 +68,19 @@ impl Lock {
         }
     }
 
+    /// Of the process that this one was before it executed another program: the kernel's lock is the descriptor's.
+    pub(super) fn inherit(file: File, socket: &Path) -> io::Result<Self> {
+        let path = path_of(socket);
+        if !is_in_place(&file, &path)? {
+            return Err(io::Error::other("the lock's file was replaced"));
+        }
+        Ok(Self { file, path })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Notes whose it is.
     fn sign(&mut self) {
         let text = format!("{}\n", std::process::id());
@@ -89,6 +100,13 @@ impl Drop for Lock {
             tracing::warn!(%error, path = %self.path.display(), "failed to remove the lock");
         }
     }
+}
+
+/// Where the lock of a socket is.
+fn path_of(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    path.into()
 }
 
 /// Opens or creates the file, which must be ours and nobody else's to open.

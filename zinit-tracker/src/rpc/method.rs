@@ -28,6 +28,8 @@ pub(super) enum Call {
     Shutdown,
     Reboot,
     Reload,
+    Upgrade(Option<String>),
+    Info,
     StartHttp(String),
     StopHttp,
     CurrentLogs(Option<String>),
@@ -133,6 +135,10 @@ fn stats() -> Value {
 
 fn reloaded() -> Value {
     fields(json!({"added": names(), "changed": names(), "missing": names(), "failed": states()}))
+}
+
+fn info() -> Value {
+    fields(json!({"pid": integer(), "version": text(), "upgrades": integer()}))
 }
 
 fn null_or_report() -> Value {
@@ -285,6 +291,25 @@ pub(super) static METHODS: &[Method] = &[
         params: &[],
         result: ("changes", reloaded),
         bind: |_| Ok(Call::Reload),
+    },
+    Method {
+        name: "system_upgrade",
+        about: "lets another program take the supervisor's place in the same process; answers before that with what it calls itself",
+        params: &[Param {
+            name: "binary",
+            r#type: Type::Text,
+            required: false,
+            about: "the absolute path of the program; if it is left out, what is now where the supervisor's was",
+        }],
+        result: ("version", text),
+        bind: |arguments| Ok(Call::Upgrade(arguments.optional_text()?)),
+    },
+    Method {
+        name: "system_info",
+        about: "the supervisor's pid and version, and how often it has been upgraded since it was started",
+        params: &[],
+        result: ("info", info),
+        bind: |_| Ok(Call::Info),
     },
     Method {
         name: "system_start_http_server",

@@ -23,7 +23,7 @@ mod slots;
 
 pub use client::{Client, ClientError};
 pub use connection::MAX_REQUEST;
-pub use dispatch::Dispatcher;
+pub use dispatch::{Dispatcher, Upgrade};
 pub use error::{KINDS, Kind, RpcError};
 pub use http::{AddressError, HttpAddress, HttpError, HttpServer};
 pub use lock::Holder;

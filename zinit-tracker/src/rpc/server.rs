@@ -6,7 +6,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{FileTypeExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -124,6 +127,45 @@ impl Listener {
         })
     }
 
+    /// Takes over what [`Listener::descriptors`] gave out in the process that this one was before it executed another program.
+    ///
+    /// # Errors
+    ///
+    /// They are not the socket at this path and its lock.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn inherit(path: &Path, socket: OwnedFd, lock: OwnedFd) -> Result<Self, ServerError> {
+        let failed = |operation| {
+            move |source: io::Error| ServerError::Path {
+                operation,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let taken = rustix::net::getsockname(&socket).map_err(|error| failed("recognise")(error.into()))?;
+        let ours = SocketAddrUnix::try_from(taken)
+            .is_ok_and(|taken| taken.path_bytes() == Some(path.as_os_str().as_encoded_bytes()));
+        let metadata = fs::symlink_metadata(path).map_err(failed("look at"))?;
+        if !ours || !metadata.file_type().is_socket() {
+            return Err(ServerError::NoSocket(path.to_owned()));
+        }
+        let lock = Lock::inherit(lock.into(), path).map_err(failed("keep the lock of"))?;
+        Ok(Self {
+            listener: UnixListener::from_std(socket.into()).map_err(failed("listen on"))?,
+            path: path.to_owned(),
+            identity: (metadata.dev(), metadata.ino()),
+            lock: Some(lock),
+        })
+    }
+
+    /// The socket and its lock, for a program that this process executes. `None`: there is no lock.
+    #[must_use]
+    pub fn descriptors(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        Some((self.listener.as_fd(), self.lock.as_ref()?.file().as_fd()))
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -184,10 +226,10 @@ fn means_live(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub struct Server {
     finishing: watch::Sender<bool>,
-    accepting: JoinHandle<JoinSet<()>>,
+    accepting: JoinHandle<(Listener, JoinSet<()>)>,
     dispatcher: Dispatcher,
     /// Not the listener's, which goes before the last clients have gone.
-    _lock: Option<Lock>,
+    lock: Option<Lock>,
 }
 
 impl Server {
@@ -205,17 +247,46 @@ impl Server {
             finishing,
             accepting,
             dispatcher,
-            _lock: lock,
+            lock,
         }
     }
 
     /// Accepts nobody any more, answers what is under way, and removes the socket.
     pub async fn close(self) {
-        self.dispatcher.close().await;
-        self.finishing.send_replace(true);
-        let Ok(mut connections) = self.accepting.await else {
-            return;
-        };
+        let Self {
+            finishing,
+            accepting,
+            dispatcher,
+            lock: _lock,
+        } = self;
+        dispatcher.close().await;
+        finishing.send_replace(true);
+        if let Ok((listener, connections)) = accepting.await {
+            drop(listener);
+            Self::see_off(connections).await;
+        }
+    }
+
+    /// As [`Server::close`], but the socket stays: clients can connect to it, and wait. `closed` is done once nobody is let in any
+    /// more, before what is under way is waited for. `None`: the socket is gone.
+    pub async fn hand_over(self, closed: impl FnOnce()) -> Option<Listener> {
+        let Self {
+            finishing,
+            accepting,
+            dispatcher,
+            lock,
+        } = self;
+        dispatcher.close().await;
+        finishing.send_replace(true);
+        let accepted = accepting.await.ok();
+        closed();
+        let (mut listener, connections) = accepted?;
+        listener.lock = lock;
+        Self::see_off(connections).await;
+        Some(listener)
+    }
+
+    async fn see_off(mut connections: JoinSet<()>) {
         let farewell = async { while connections.join_next().await.is_some() {} };
         if timeout(FAREWELL, farewell).await.is_err() {
             tracing::info!(clients = connections.len(), "clients did not take their last answers");
@@ -231,7 +302,11 @@ fn most_connections() -> usize {
         .clamp(8, MAX_CONNECTIONS)
 }
 
-async fn accept(listener: Listener, dispatcher: Dispatcher, mut finishing: watch::Receiver<bool>) -> JoinSet<()> {
+async fn accept(
+    listener: Listener,
+    dispatcher: Dispatcher,
+    mut finishing: watch::Receiver<bool>,
+) -> (Listener, JoinSet<()>) {
     let slots = Slots::new(most_connections());
     let room = Room::new(MAX_WAITING);
     let mut connections = JoinSet::new();
@@ -244,7 +319,7 @@ async fn accept(listener: Listener, dispatcher: Dispatcher, mut finishing: watch
                 }
                 continue;
             }
-            _ = finishing.wait_for(|finishing| *finishing) => return connections,
+            _ = finishing.wait_for(|finishing| *finishing) => return (listener, connections),
         };
         match accepted {
             Ok((stream, _)) => {

@@ -8,9 +8,11 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     process::ExitStatus,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -23,6 +25,9 @@ use crate::{
     process::{Matched, PidfdError, zombie},
     stop::Fate,
 };
+
+/// How long the creation of a child is waited for by who wants none.
+const CREATING: Duration = Duration::from_secs(1);
 
 /// After how many orphans others get their turn.
 const BATCH: usize = 64;
@@ -89,6 +94,22 @@ impl Children {
         self.refuse();
         // Those who have asked before are through.
         drop(self.0.creating.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Does something while no child is created; `None`: one is being created, and that takes longer than a second.
+    pub(super) fn meanwhile_none<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let deadline = Instant::now() + CREATING;
+        loop {
+            match self.0.creating.try_write() {
+                Ok(_none) => return Some(work()),
+                Err(TryLockError::Poisoned(poisoned)) => {
+                    let _none = poisoned.into_inner();
+                    return Some(work());
+                }
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(CREATING / 1000),
+            }
+        }
     }
 
     fn own(&self) -> MutexGuard<'_, HashMap<u32, usize>> {

@@ -5,16 +5,17 @@
 //! a most number of lines and bytes, and a follower that does not keep up loses lines and is told how many.
 //!
 //! The service's end of the pipe is open for reading too. So a service never gets SIGPIPE because the supervisor died,
-//! and the supervisor's successor can take the pipe up again from a process that holds it ([`LogRing::recapture`]).
+//! and the supervisor's successor can take the pipe up again from a process that holds it ([`LogRing::recapture`]). One that
+//! it hands over to gets the reading ends, and the lines, as they are ([`LogRing::pause`], [`LogRing::inherit`]).
 //!
 //! Deliberately absent: files, rotation, time stamps. zinit's ring has none either.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fmt, fs, io,
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use rustix::{
@@ -137,6 +138,29 @@ struct Ring {
     capacity: usize,
     bytes: usize,
     followers: broadcast::Sender<Arc<LogLine>>,
+    pipes: Vec<Reading>,
+    /// Pipes of the supervisor before, by inode, until their service takes them up.
+    inherited: HashMap<u64, Capture>,
+}
+
+/// A pipe that is read, as long as it is.
+#[derive(Debug)]
+struct Reading {
+    service: Arc<str>,
+    stream: Stream,
+    file: Weak<pipe::Receiver>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// What the reader of a pipe is asked for.
+#[derive(Debug)]
+enum Request {
+    Settle(oneshot::Sender<()>),
+    /// To settle, and then to read no more until the other end of `resumed` is gone.
+    Pause {
+        done: oneshot::Sender<()>,
+        resumed: oneshot::Receiver<()>,
+    },
 }
 
 impl Ring {
@@ -164,7 +188,79 @@ impl LogRing {
             capacity: lines,
             bytes: 0,
             followers: broadcast::Sender::new(FOLLOWER_LAG),
+            pipes: Vec::new(),
+            inherited: HashMap::new(),
         }))
+    }
+
+    /// Reads what is in the pipes now, and no more until the result is dropped. An unfinished line is ended.
+    pub async fn pause(&self) -> Paused {
+        let readings: Vec<_> = {
+            let mut ring = self.ring();
+            ring.pipes.retain(|pipe| pipe.file.strong_count() > 0);
+            let reading = |pipe: &Reading| {
+                let file = pipe.file.upgrade()?;
+                Some((
+                    PausedPipe {
+                        service: Arc::clone(&pipe.service),
+                        stream: pipe.stream,
+                        file,
+                    },
+                    pipe.requests.clone(),
+                ))
+            };
+            ring.pipes.iter().filter_map(reading).collect()
+        };
+        let mut paused = Paused {
+            pipes: Vec::new(),
+            _resumed: Vec::new(),
+        };
+        for (pipe, requests) in readings {
+            let (done, settled) = oneshot::channel();
+            let (resume, resumed) = oneshot::channel();
+            // Either fails only if the pipe has ended, and then everything is in the ring.
+            if requests.send(Request::Pause { done, resumed }).await.is_ok() && settled.await.is_ok() {
+                paused.pipes.push(pipe);
+                paused._resumed.push(resume);
+            }
+        }
+        paused
+    }
+
+    /// Takes up what another supervisor has paused: its lines, oldest first, and the pipes that it read.
+    ///
+    /// # Errors
+    ///
+    /// A descriptor is no pipe to read from; the others are taken up all the same.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime.
+    pub fn inherit(
+        self: &Arc<Self>,
+        lines: Vec<LogLine>,
+        pipes: Vec<(Arc<str>, Stream, OwnedFd)>,
+    ) -> Result<(), LogError> {
+        for line in lines {
+            self.ring().push(line);
+        }
+        let mut result = Ok(());
+        for (service, stream, reader) in pipes {
+            match self.read(Arc::clone(&service), stream, reader) {
+                Ok(capture) => {
+                    let (_, inode) = capture.pipe();
+                    self.ring().inherited.insert(inode, capture);
+                }
+                Err(source) => {
+                    result = Err(LogError::Reopen {
+                        service: service.to_string(),
+                        stream,
+                        source,
+                    })
+                }
+            }
+        }
+        result
     }
 
     /// Adds a line, without its end; bytes that are no UTF-8 are replaced.
@@ -256,6 +352,9 @@ impl LogRing {
             stream,
             source,
         };
+        if let Some(capture) = self.ring().inherited.remove(&pipe) {
+            return Ok(capture);
+        }
         let held = processes.iter().find_map(|pid| held_by(*pid, pipe));
         let path = held.ok_or_else(|| LogError::NoPipe {
             service: service.to_string(),
@@ -275,15 +374,26 @@ impl LogRing {
 
     fn read(self: &Arc<Self>, service: Arc<str>, stream: Stream, reader: OwnedFd) -> io::Result<Capture> {
         let inode = identity(&reader)?.unwrap_or(0);
+        let file = Arc::new(pipe::Receiver::from_owned_fd(reader)?);
+        let (requests, receiver) = mpsc::channel(1);
+        {
+            let mut ring = self.ring();
+            ring.pipes.retain(|pipe| pipe.file.strong_count() > 0);
+            ring.pipes.push(Reading {
+                service: Arc::clone(&service),
+                stream,
+                file: Arc::downgrade(&file),
+                requests: requests.clone(),
+            });
+        }
         let pipe = Pipe {
             logs: Arc::clone(self),
             service,
             stream,
-            file: pipe::Receiver::from_owned_fd(reader)?,
+            file,
             partial: Vec::new(),
             cut: false,
         };
-        let (requests, receiver) = mpsc::channel(1);
         tokio::spawn(pipe.run(receiver));
         Ok(Capture {
             pipe: (stream, inode),
@@ -341,12 +451,31 @@ fn readable_too(writer: OwnedFd) -> OwnedFd {
     rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap_or(writer)
 }
 
+/// Pipes that are not read for the time being; they are again when this is dropped.
+#[derive(Debug)]
+pub struct Paused {
+    /// The pipes.
+    pub pipes: Vec<PausedPipe>,
+    _resumed: Vec<oneshot::Sender<()>>,
+}
+
+/// A pipe that is not read for the time being.
+#[derive(Debug)]
+pub struct PausedPipe {
+    /// The service that writes to it.
+    pub service: Arc<str>,
+    /// Which of its streams.
+    pub stream: Stream,
+    /// The reading end.
+    pub file: Arc<pipe::Receiver>,
+}
+
 /// A pipe that is being read. Reading goes on until every process that holds the pipe has closed it, also after this value
 /// is gone: somebody who was let go on purpose may still write.
 #[derive(Debug)]
 pub struct Capture {
     pipe: (Stream, u64),
-    requests: mpsc::Sender<oneshot::Sender<()>>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl Capture {
@@ -360,7 +489,7 @@ impl Capture {
     pub async fn settle(&self) {
         let (done, settled) = oneshot::channel();
         // Either fails only if the pipe has ended, and then everything is in the ring.
-        if self.requests.send(done).await.is_ok() {
+        if self.requests.send(Request::Settle(done)).await.is_ok() {
             drop(settled.await);
         }
     }
@@ -371,25 +500,20 @@ struct Pipe {
     logs: Arc<LogRing>,
     service: Arc<str>,
     stream: Stream,
-    file: pipe::Receiver,
+    file: Arc<pipe::Receiver>,
     partial: Vec<u8>,
     /// A piece of the present line is in the ring already.
     cut: bool,
 }
 
 impl Pipe {
-    async fn run(mut self, mut requests: mpsc::Receiver<oneshot::Sender<()>>) {
+    async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut asked = true;
         loop {
             let read = tokio::select! {
                 request = requests.recv(), if asked => {
                     match request {
-                        Some(done) => {
-                            self.settle();
-                            if done.send(()).is_err() {
-                                tracing::trace!(service = %self.service, "whoever settled this has stopped waiting");
-                            }
-                        }
+                        Some(request) => self.asked(request).await,
                         None => asked = false,
                     }
                     continue;
@@ -408,6 +532,21 @@ impl Pipe {
             tokio::task::yield_now().await;
         }
         self.end_line();
+    }
+
+    async fn asked(&mut self, request: Request) {
+        self.settle();
+        let (done, resumed) = match request {
+            Request::Settle(done) => (done, None),
+            Request::Pause { done, resumed } => (done, Some(resumed)),
+        };
+        if done.send(()).is_err() {
+            tracing::trace!(service = %self.service, "whoever settled this has stopped waiting");
+        }
+        if let Some(resumed) = resumed {
+            // An error is that the other end is gone, which is what is waited for.
+            drop(resumed.await);
+        }
     }
 
     /// What is there, once something is; nothing at the end. Has a buffer only meanwhile: there are two pipes a service, and
@@ -430,7 +569,7 @@ impl Pipe {
         while total < SETTLE_BYTES {
             // Not the runtime's `try_read`, which knows of what was written only after it has polled.
             buffer.clear();
-            match rustix::io::read(&self.file, spare_capacity(&mut buffer)) {
+            match rustix::io::read(&*self.file, spare_capacity(&mut buffer)) {
                 Ok(0) => break,
                 Ok(length) => {
                     self.take(&buffer);

@@ -12,6 +12,7 @@ mod definition;
 mod error;
 mod graph;
 mod handle;
+mod handover;
 pub mod init;
 mod logs;
 mod machine;
@@ -43,7 +44,11 @@ pub use definition::{
 };
 pub use error::SupervisorError;
 pub use handle::{Finished, Handle, Reloaded, ShutdownReport, Stats, Status, Usage};
-pub use logs::{Capture, DEFAULT_LINES, Followed, Follower, LogError, LogLine, LogRing, MAX_BYTES, MAX_LINE, Stream};
+pub use handover::{Handover, TrialError};
+pub use logs::{
+    Capture, DEFAULT_LINES, Followed, Follower, LogError, LogLine, LogRing, MAX_BYTES, MAX_LINE, Paused, PausedPipe,
+    Stream,
+};
 pub use state::{State, Target};
 
 use self::{
@@ -94,6 +99,7 @@ impl std::fmt::Debug for Options {
 pub struct Supervisor {
     handle: Handle,
     context: Arc<Context>,
+    asked: Asked,
     end: JoinHandle<(Finished, ShutdownReport)>,
     reaper: Option<JoinHandle<()>>,
 }
@@ -125,15 +131,17 @@ impl Supervisor {
             .then(|| tokio::spawn(reap_orphans(context.children.clone())));
         let first = look(&context, &options.definitions).await?;
         let (requests, receiver) = mpsc::channel(REQUESTS);
+        let asked = Asked::default();
         let keeper = Keeper {
             context: Arc::clone(&context),
             definitions: options.definitions,
             requests: Arc::new(Mutex::new(receiver)),
-            asked: Asked::default(),
+            asked: Arc::clone(&asked),
         };
         Ok(Self {
             handle: Handle::new(requests),
             context,
+            asked,
             end: tokio::spawn(keeper.keep(first)),
             reaper,
         })
@@ -143,6 +151,15 @@ impl Supervisor {
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// What it takes to have another program take this one's place.
+    #[must_use]
+    pub fn handover(&self) -> Handover {
+        Handover {
+            context: Arc::clone(&self.context),
+            asked: Arc::clone(&self.asked),
+        }
     }
 
     /// Waits until [`Handle::shutdown`] or [`Handle::reboot`] is through, and removes the tracker's pins if nothing is

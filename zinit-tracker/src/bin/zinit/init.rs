@@ -14,20 +14,25 @@ use sha2::{Digest as _, Sha256};
 use tokio::{
     runtime::Runtime,
     signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
     time::timeout,
 };
 use zinit_tracker::{
     Config, Level, Pins, Tracker,
-    rpc::{Dispatcher, Listener, Server},
+    rpc::{Dispatcher, Listener, Server, Upgrade},
     supervisor::{
-        Finished, Handle, LogRing, Options as SupervisorOptions, ShutdownReport, Supervisor,
+        Finished, Handle, Handover, LogRing, Options as SupervisorOptions, ShutdownReport, Supervisor,
         config::{ENVIRONMENT_FILE, ServiceDirectory, read_environment},
         init::{self, Signals},
     },
     tracker::DEFAULT_PINS,
 };
 
-use super::{Global, stderr};
+use super::{
+    Global,
+    handover::{self, Parcel},
+    stderr,
+};
 
 /// How long the end waits for the server of clients.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -95,6 +100,7 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     {
         let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
         stderr::note(&causes.join(": "));
+        handover::unblock_signals();
         stderr::note("nothing is supervised: Ctrl-Alt-Del restarts the machine, SIGTERM powers it off");
         init::hold();
     }
@@ -119,6 +125,7 @@ impl Drop for Background {
 }
 
 fn supervise(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
+    let parcel = handover::receive().context("failed to take over from the program before this one")?;
     init::take_duty(options.container);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -126,7 +133,7 @@ fn supervise(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
         .context("failed to start the runtime")?;
     let handle = runtime.handle().clone();
     let background = Background(Some(runtime));
-    let (finished, report) = handle.block_on(serve(global, options))?;
+    let (finished, report) = handle.block_on(serve(global, options, parcel))?;
     drop(background);
     let survivors = tell_outcome(&report);
     stderr::flush();
@@ -139,7 +146,11 @@ fn supervise(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
 }
 
 /// Supervises until somebody asks for the end.
-async fn serve(global: &Global, options: &Options) -> anyhow::Result<(Finished, ShutdownReport)> {
+async fn serve(
+    global: &Global,
+    options: &Options,
+    parcel: Option<Parcel>,
+) -> anyhow::Result<(Finished, ShutdownReport)> {
     let directory = match ServiceDirectory::open(&options.config) {
         // A machine without services is of more use than one that holds.
         Err(error) if rules_machine(options) => {
@@ -150,12 +161,35 @@ async fn serve(global: &Global, options: &Options) -> anyhow::Result<(Finished, 
     };
     let mut signals = Signals::listen(options.container).context("failed to handle signals")?;
     let hangup = signal(SignalKind::hangup()).context("failed to handle signals")?;
+    handover::unblock_signals();
+    let binary = std::env::current_exe().context("failed to find out which program this is")?;
     let socket = std::path::absolute(&global.socket).context("failed to find the working directory")?;
     if init::is_pid_1() {
         make_parent(&socket);
     }
+    let logs = Arc::new(LogRing::new(options.buffer));
+    let (upgrades, http, inherited) = match parcel {
+        Some(parcel) => {
+            if let Err(error) = logs.inherit(parcel.lines, parcel.pipes) {
+                tracing::error!(
+                    error = format!("{:#}", anyhow!(error)),
+                    "some of services' output is lost"
+                );
+            }
+            let listener = Listener::inherit(&socket, parcel.socket, parcel.lock);
+            (parcel.upgrades, parcel.http, Some(listener))
+        }
+        None => (0, None, None),
+    };
     // Before anything is started: another supervisor may have the socket.
-    let listener = Listener::bind(&socket).await?;
+    let listener = match inherited {
+        Some(Ok(listener)) => listener,
+        Some(Err(error)) => {
+            tracing::warn!(error = format!("{:#}", anyhow!(error)), "the socket is made anew");
+            Listener::bind(&socket).await?
+        }
+        None => Listener::bind(&socket).await?,
+    };
     // Level procfs is not told that this is the sole parent of its children: orphans of several services fall to it, and as
     // PID 1 those of everybody.
     let tracker = Tracker::open(&Config {
@@ -172,7 +206,6 @@ async fn serve(global: &Global, options: &Options) -> anyhow::Result<(Finished, 
         tracking = ?tracker.tracking(),
         "supervising"
     );
-    let logs = Arc::new(LogRing::new(options.buffer));
     let mut environment = read_environment(Path::new(ENVIRONMENT_FILE)).unwrap_or_else(|error| {
         tracing::warn!(%error, "failed to read {ENVIRONMENT_FILE}");
         Default::default()
@@ -192,7 +225,19 @@ async fn serve(global: &Global, options: &Options) -> anyhow::Result<(Finished, 
     )
     .await?;
     let handle = supervisor.handle();
-    let server = Server::start(listener, Dispatcher::new(handle.clone(), logs, socket));
+    let (requests, mut asked) = mpsc::channel(1);
+    let dispatcher = Dispatcher::new(handle.clone(), Arc::clone(&logs), socket).with_upgrades(requests, upgrades);
+    if let Some(address) = &http {
+        dispatcher.resume_http(address).await;
+    }
+    let mut server = Some(Server::start(listener, dispatcher.clone()));
+    let succession = Succession {
+        handover: supervisor.handover(),
+        binary,
+        dispatcher,
+        logs,
+        upgrades,
+    };
     let reloading = tokio::spawn(reload_on_hangup(handle.clone(), hangup));
     let listening = tokio::spawn(async move {
         loop {
@@ -200,13 +245,99 @@ async fn serve(global: &Global, options: &Options) -> anyhow::Result<(Finished, 
             tokio::spawn(finish(handle.clone(), finished));
         }
     });
-    let end = supervisor.finished().await;
+    let finished = supervisor.finished();
+    tokio::pin!(finished);
+    let end = loop {
+        tokio::select! {
+            end = &mut finished => break end,
+            Some(upgrade) = asked.recv() => server = succession.begin(server, upgrade).await,
+        }
+    };
     listening.abort();
     reloading.abort();
-    if timeout(FAREWELL, server.close()).await.is_err() {
+    if let Some(server) = server
+        && timeout(FAREWELL, server.close()).await.is_err()
+    {
         tracing::warn!("clients are not waited for any longer");
     }
     Ok(end)
+}
+
+/// What it takes to be followed by another program in this process.
+struct Succession {
+    handover: Handover,
+    /// Where this program was when it began.
+    binary: PathBuf,
+    dispatcher: Dispatcher,
+    logs: Arc<LogRing>,
+    upgrades: u32,
+}
+
+impl Succession {
+    /// Tries the program, and executes it if it will do. Returns the server if this one goes on.
+    async fn begin(&self, server: Option<Server>, upgrade: Upgrade) -> Option<Server> {
+        let Upgrade { binary, answer } = upgrade;
+        let binary = binary.as_ref().unwrap_or(&self.binary);
+        let tried = self.try_program(binary).await;
+        let acceptable = tried.is_ok();
+        let reply = || {
+            if answer.send(tried).is_err() {
+                tracing::debug!("whoever asked for the upgrade has gone");
+            }
+        };
+        match server {
+            Some(server) if acceptable => self.execute(server, binary, reply).await,
+            server => {
+                reply();
+                server
+            }
+        }
+    }
+
+    /// What the program calls itself, or why it does not do.
+    async fn try_program(&self, binary: &Path) -> Result<String, String> {
+        let refused = |reason: String| format!("{} cannot take the supervisor's place: {reason}", binary.display());
+        if self.handover.is_too_late() {
+            return Err("the supervisor is shutting down".to_owned());
+        }
+        let answer = self.handover.try_program(binary, &["upgrade", "--check"]).await;
+        let answer = answer.map_err(|error| refused(format!("{:#}", anyhow!(error))))?;
+        let understood = answer.trim_end().rsplit_once(" handover ");
+        match understood {
+            Some((version, number)) if version.starts_with("zinit ") && number == handover::VERSION.to_string() => {
+                Ok(version.to_owned())
+            }
+            Some((version, number)) if version.starts_with("zinit ") => Err(refused(format!(
+                "it takes over from other versions (handover {number})"
+            ))),
+            _ => Err(refused("it is no zinit that takes over".to_owned())),
+        }
+    }
+
+    /// Returns if the kernel does not execute it. Replies once nobody is let in any more: whoever connects then is served by the
+    /// successor.
+    async fn execute(&self, server: Server, binary: &Path, reply: impl FnOnce()) -> Option<Server> {
+        let http = self.dispatcher.http_address().await;
+        let listener = server.hand_over(reply).await?;
+        let paused = self.logs.pause().await;
+        self.handover.settle().await;
+        if self.handover.is_too_late() {
+            tracing::warn!("not upgraded: the supervisor is shutting down");
+        } else {
+            tracing::info!(binary = %binary.display(), "executing it in this supervisor's place");
+            stderr::flush();
+            let http = http.clone();
+            let error = self
+                .handover
+                .execute(|| handover::pass_on(binary, &listener, http, self.upgrades, (&self.logs, &paused)));
+            tracing::error!(%error, binary = %binary.display(), "not upgraded");
+        }
+        drop(paused);
+        if let Some(address) = &http {
+            self.dispatcher.resume_http(address).await;
+        }
+        Some(Server::start(listener, self.dispatcher.clone()))
+    }
 }
 
 /// On a bare machine nobody has made `/run` yet. If this fails, the socket's error says it better.

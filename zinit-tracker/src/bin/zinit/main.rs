@@ -5,6 +5,7 @@
 mod check;
 mod completions;
 mod forget;
+mod handover;
 mod init;
 mod kill;
 mod list;
@@ -22,6 +23,7 @@ mod stats;
 mod status;
 mod stderr;
 mod stop;
+mod upgrade;
 mod yaml;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
@@ -84,6 +86,7 @@ enum Command {
     Stats(stats::Options),
     Reload(reload::Options),
     Check(check::Options),
+    Upgrade(upgrade::Options),
     Shutdown(shutdown::Options),
     Reboot(reboot::Options),
     Proxy(proxy::Options),
@@ -104,6 +107,7 @@ impl Global {
 }
 
 fn main() -> ExitCode {
+    handover::take_variable();
     let cli = match Cli::try_parse() {
         Ok(cli) if cli.command.is_none() && is_pid_1() => supervise(),
         Ok(cli) => cli,
@@ -165,6 +169,7 @@ async fn execute(global: &Global, command: Option<&Command>) -> anyhow::Result<E
         Some(Command::Log(options)) => log::run(global, options).await,
         Some(Command::Stats(options)) => stats::run(global, options).await,
         Some(Command::Reload(options)) => reload::run(global, options).await,
+        Some(Command::Upgrade(options)) => upgrade::run(global, options).await,
         Some(Command::Shutdown(options)) => shutdown::run(global, options).await,
         Some(Command::Reboot(options)) => reboot::run(global, options).await,
         Some(Command::Proxy(options)) => proxy::run(global, options).await,
