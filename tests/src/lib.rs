@@ -7,6 +7,7 @@
 //! - [`resources`] asks whether what they held is free again;
 //! - [`holds`] keeps processes from ending;
 //! - [`orphans`] reaps them where they are many;
+//! - [`random`] repeats what was random;
 //! - [`sandbox`] has a tracker of a test's own to set them against, [`supervised`] a supervisor, [`daemon`] a supervisor as
 //!   users have it, and [`tool`](mod@tool) the programs.
 //!
@@ -18,6 +19,7 @@ pub mod daemon;
 pub mod holds;
 pub mod oracle;
 pub mod orphans;
+pub mod random;
 pub mod ready;
 pub mod resources;
 pub mod sandbox;

@@ -8,24 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use zinit_tests::{sandbox::DEADLINE, supervised::Supervised};
+use zinit_tests::{random::Random, sandbox::DEADLINE, supervised::Supervised};
 use zinit_tracker::supervisor::{Definition, State};
 
 const SERVICES: usize = 500;
 const SEED: u64 = 20_261_124;
-
-/// Numbers that look random and are the same every time (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % end as u64).unwrap()
-    }
-}
 
 /// Which services each depends on; the names do not tell the order.
 fn graph() -> BTreeMap<String, Vec<String>> {

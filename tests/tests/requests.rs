@@ -7,24 +7,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use nix::sys::signal::Signal;
 use tokio::task::JoinSet;
-use zinit_tests::{sandbox::DEADLINE, supervised::Supervised};
+use zinit_tests::{random::Random, sandbox::DEADLINE, supervised::Supervised};
 use zinit_tracker::supervisor::{Definition, Handle, SupervisorError};
 
 const CLIENTS: u64 = 8;
 const REQUESTS: usize = 200;
-
-/// Numbers that look random and are the same every time (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % end as u64).unwrap()
-    }
-}
 
 fn services(supervised: &Supervised) -> BTreeMap<&'static str, Definition> {
     let quick = |mut definition: Definition| {

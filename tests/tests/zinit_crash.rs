@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use zinit_tests::{
     daemon::{Daemon, wait_for},
     oracle::start_time_ticks,
+    random::Random,
     rounds, survivors,
 };
 
@@ -456,20 +457,11 @@ fn nothing_is_lost_or_started_twice_by_daemons_that_are_killed_at_any_moment() {
     let script =
         "echo $$ >> \"$1\"; while [ ! -e \"$1.end\" ]; do /bin/true; echo x >> \"$1.forks\"; done; exec sleep 3600";
     define(&daemon, "forker", script, "");
-    let seed = std::env::var("ZINIT_TEST_SEED").map_or(0x5eed, |seed| seed.parse().unwrap());
-    println!("seed {seed}");
-    let mut random = seed;
-    let mut next = |below: u64| {
-        // SplitMix64.
-        random = u64::wrapping_add(random, 0x9e37_79b9_7f4a_7c15);
-        let mut mixed: u64 = random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % below
-    };
+    let mut random = Random::seeded(0x5eed);
+    println!("seed {}", random.0);
     for _ in 0..rounds(20) {
         daemon.spawn(daemon.init(&[]));
-        std::thread::sleep(Duration::from_micros(next(500_000)));
+        std::thread::sleep(Duration::from_micros(random.below(500_000) as u64));
         kill(&mut daemon);
     }
     daemon.run();

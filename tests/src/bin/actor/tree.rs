@@ -21,6 +21,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setpgid, setsid};
 
+use zinit_tests::random::Random;
+
 use crate::escapes::outlive_leader;
 use crate::process::{Environment, Program};
 use crate::{life, process, ready};
@@ -118,28 +120,10 @@ impl Kind {
 
     fn random(random: &mut Random) -> Self {
         // A new pid namespace costs more than all others, and nests at most 32 deep.
-        match Self::ALL[random.index(Self::ALL.len())] {
-            Self::PidNamespace if random.index(8) != 0 => Self::Fork,
+        match Self::ALL[random.below(Self::ALL.len())] {
+            Self::PidNamespace if random.below(8) != 0 => Self::Fork,
             kind => kind,
         }
-    }
-}
-
-/// splitmix64.
-#[derive(Debug, Clone)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `bound`.
-    fn index(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).expect("less than a usize")
     }
 }
 
@@ -229,10 +213,10 @@ impl Seed {
         };
         node.wander()?;
         node.grow()?;
-        if node.random.index(2) == 0 {
+        if node.random.below(2) == 0 {
             reap();
         }
-        if place == Place::Elsewhere && node.random.index(5) == 0 {
+        if place == Place::Elsewhere && node.random.below(5) == 0 {
             write(node.report, DEATH)?;
             life::exit_now(0);
         }
@@ -272,7 +256,7 @@ struct Node {
 impl Node {
     /// Perhaps leaves the session or the process group, or becomes a subreaper.
     fn wander(&mut self) -> Result<()> {
-        match self.random.index(8) {
+        match self.random.below(8) {
             0 => match setsid() {
                 // Whoever leads a process group cannot leave its session.
                 Ok(_) | Err(Errno::EPERM) => Ok(()),
@@ -291,10 +275,10 @@ impl Node {
     /// Creates children until the budget is spent.
     fn grow(&mut self) -> Result<()> {
         while self.budget > 0 {
-            let share = match self.random.index(4) {
+            let share = match self.random.below(4) {
                 0 => 1,
-                1 => 1 + self.random.index(self.budget.min(8)),
-                2 => 1 + self.random.index(self.budget),
+                1 => 1 + self.random.below(self.budget.min(8)),
+                2 => 1 + self.random.below(self.budget),
                 _ => self.budget,
             };
             self.budget -= share;
@@ -307,7 +291,7 @@ impl Node {
             };
             let seed = Seed {
                 kind,
-                seed: self.random.next(),
+                seed: self.random.number(),
                 budget: share - 1,
                 report: self.report,
             };

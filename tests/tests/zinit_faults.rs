@@ -1,0 +1,376 @@
+//! Whatever happens to the daemon, at moments that a seed chooses: every service is what it is wanted to be afterwards, nothing is
+//! left of one whose stop was reported proven, and nobody else was touched.
+//!
+//! `ZINIT_TEST_ROUNDS=1000` runs so many seeds, from `ZINIT_TEST_SEED` on; a failure names its seed and what was done.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Mutex,
+    thread,
+    time::Duration,
+};
+
+use nix::sys::resource::{Resource, getrlimit};
+use rustix::process::{Resource as Limit, Rlimit, Signal};
+use serde_json::Value;
+use zinit_tests::{
+    Cleanup, Marker,
+    daemon::Daemon,
+    members,
+    random::Random,
+    rounds, survivors,
+    tool::zinit,
+};
+
+/// Operations on services in a run, each of which something may befall.
+const STEPS: usize = 12;
+
+/// What services do: each has a child in a session of its own.
+const SERVICES: [(&str, &str); 4] = [
+    ("plain", "setsid sleep 3601 & exec sleep 3600"),
+    (
+        "deaf",
+        "trap '' TERM HUP INT; setsid sleep 3601 & while :; do sleep 3600; done",
+    ),
+    ("forks", "setsid sleep 3601 & while :; do /bin/true; done"),
+    ("ends", "setsid sleep 3601 & sleep 0.3; exit 3"),
+];
+
+/// A process that notes every signal that it can catch.
+const BYSTANDER: &str = "trap 'echo signalled >> \"$1\"' HUP INT QUIT USR1 USR2 TERM; \
+    sleep 3602 & echo ready; while :; do wait; done";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Up,
+    Down,
+    /// The daemon died, or could not save what was wanted.
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Crash,
+    Freeze,
+    NoDescriptors,
+    FullDisk,
+    Upgrade,
+}
+
+const FAULTS: [Fault; 5] = [
+    Fault::Crash,
+    Fault::Freeze,
+    Fault::NoDescriptors,
+    Fault::FullDisk,
+    Fault::Upgrade,
+];
+
+/// A process of the test's own, which ends with it.
+struct Helper {
+    child: Child,
+    marker: Marker,
+    _cleanup: Cleanup,
+}
+
+impl Helper {
+    /// Returns when it has said that it is ready.
+    fn start(mut command: Command) -> Self {
+        let marker = Marker::new();
+        let cleanup = Cleanup::new(&marker);
+        command.env(Marker::ENV, marker.as_str()).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert_eq!(line, "ready\n");
+        Self {
+            child,
+            marker,
+            _cleanup: cleanup,
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // The marker finds what it has created; but only its parent can reap it.
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("failed to end a helper: {error}");
+        }
+    }
+}
+
+struct Service {
+    marker: Marker,
+    _cleanup: Cleanup,
+    wanted: Wanted,
+}
+
+/// A daemon with its services, whose disk is small, and somebody whom it all does not concern.
+struct Laboratory {
+    daemon: Daemon,
+    services: BTreeMap<&'static str, Service>,
+    /// In whose mount namespace the states are on a file system of their own.
+    disk: Helper,
+    bystander: Helper,
+    full: bool,
+    done: Mutex<Vec<String>>,
+}
+
+impl Laboratory {
+    fn new() -> Self {
+        let daemon = Daemon::prepare(&[]);
+        let mut services = BTreeMap::new();
+        for (name, script) in SERVICES {
+            let marker = Marker::new();
+            let path = daemon.script(&format!("{name}.sh"), script);
+            let text = format!(
+                "exec: {path}\nenv: {{{}: {}}}\nshutdown_timeout: 0.2\nrestart: {{delay: 0.02, max_delay: 0.1}}\n",
+                Marker::ENV,
+                marker.as_str()
+            );
+            daemon.write(name, &text);
+            let service = Service {
+                _cleanup: Cleanup::new(&marker),
+                marker,
+                wanted: Wanted::Up,
+            };
+            services.insert(name, service);
+        }
+        fs::create_dir(daemon.state_directory()).unwrap();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-ec"])
+            .arg("mount -t tmpfs -o size=256k,mode=700 tmpfs \"$1\"; echo ready; exec sleep 3603")
+            .arg("sh")
+            .arg(daemon.state_directory());
+        let disk = Helper::start(command);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", BYSTANDER, "sh"])
+            .arg(daemon.scratch().join("signals"));
+        let mut laboratory = Self {
+            bystander: Helper::start(command),
+            daemon,
+            services,
+            disk,
+            full: false,
+            done: Mutex::default(),
+        };
+        laboratory.run();
+        laboratory
+    }
+
+    fn note(&self, what: impl fmt::Display) {
+        self.done.lock().unwrap().push(what.to_string());
+    }
+
+    /// Starts the daemon where its disk is.
+    fn run(&mut self) {
+        let init = self.daemon.init(&[]);
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--mount=/proc/{}/ns/mnt", self.disk.child.id()))
+            .arg(init.get_program())
+            .args(init.get_args())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        for (name, value) in init.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.daemon.run_as(command);
+    }
+
+    /// A file on the daemon's disk, as it can be reached from here.
+    fn filler(&self) -> PathBuf {
+        let directory = self.daemon.state_directory();
+        let inside = directory.strip_prefix("/").unwrap();
+        Path::new("/proc")
+            .join(self.disk.child.id().to_string())
+            .join("root")
+            .join(inside)
+            .join("filler")
+    }
+
+    fn fill_disk(&mut self, full: bool) {
+        self.full = full;
+        if !full {
+            fs::remove_file(self.filler()).unwrap();
+            return;
+        }
+        let mut file = fs::File::create(self.filler()).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    /// Starts a `zinit` command, lets something befall the daemon a moment later, and returns how the command ended.
+    fn act(&mut self, arguments: &[&str], fault: Option<(Fault, Duration)>) -> Output {
+        self.note(format_args!("{arguments:?}, meanwhile {fault:?}"));
+        let mut command = self.daemon.command(arguments);
+        let client = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        if let Some((fault, moment)) = fault {
+            thread::sleep(moment);
+            self.befall(fault, moment);
+        }
+        let output = client.wait_with_output().unwrap();
+        if !output.status.success() {
+            self.note(String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+        output
+    }
+
+    fn befall(&mut self, fault: Fault, duration: Duration) {
+        match fault {
+            Fault::Crash => {
+                self.daemon.signal(Signal::KILL);
+                self.daemon.wait();
+                self.run();
+                if self.full {
+                    // What was wanted could not be saved.
+                    for service in self.services.values_mut() {
+                        service.wanted = Wanted::Unknown;
+                    }
+                }
+            }
+            Fault::Freeze => {
+                self.daemon.signal(Signal::STOP);
+                thread::sleep(duration * 5);
+                self.daemon.signal(Signal::CONT);
+            }
+            Fault::NoDescriptors => {
+                let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+                self.limit_descriptors(3, hard);
+                thread::sleep(duration * 5);
+                self.limit_descriptors(hard, hard);
+            }
+            Fault::FullDisk => self.fill_disk(!self.full),
+            Fault::Upgrade => {
+                let output = self.daemon.zinit(&["upgrade", "--binary", zinit().to_str().unwrap()]);
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{stderr}{}", self.daemon.log());
+                if self.full {
+                    for service in self.services.values_mut() {
+                        service.wanted = Wanted::Unknown;
+                    }
+                }
+            }
+        }
+    }
+
+    fn limit_descriptors(&self, soft: u64, hard: u64) {
+        let limit = Rlimit {
+            current: Some(soft),
+            maximum: Some(hard),
+        };
+        rustix::process::prlimit(Some(self.daemon.process()), Limit::Nofile, limit).unwrap();
+    }
+
+    /// One operation, and perhaps one fault.
+    fn step(&mut self, random: &mut Random) {
+        let (name, _) = SERVICES[random.below(SERVICES.len())];
+        let moment = Duration::from_micros(random.below(60_000) as u64);
+        let fault = (random.below(3) > 0).then(|| (FAULTS[random.below(FAULTS.len())], moment));
+        let operation = ["start", "stop", "stop", "restart", "kill"][random.below(5)];
+        let output = match operation {
+            "stop" => self.act(&["stop", name, "--json"], fault),
+            "kill" => self.act(&["kill", name, "SIGKILL"], fault),
+            operation => self.act(&[operation, name], fault),
+        };
+        let lost = self.full && matches!(fault, Some((Fault::Crash | Fault::Upgrade, _)));
+        let service = self.services.get_mut(name).unwrap();
+        match (operation, output.status.success()) {
+            ("kill", _) => {}
+            (_, false) => service.wanted = Wanted::Unknown,
+            // Answered before the daemon died, and forgotten.
+            _ if lost => service.wanted = Wanted::Unknown,
+            ("stop", true) => {
+                service.wanted = Wanted::Down;
+                let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert_eq!(report["proven"], true, "{report:#}");
+                assert_eq!(survivors(&service.marker), [], "{name} is down: {report:#}");
+            }
+            _ => service.wanted = Wanted::Up,
+        }
+    }
+
+    /// With nothing in its way, the daemon has everything as it is wanted.
+    fn check(&mut self) {
+        if self.full {
+            self.fill_disk(false);
+        }
+        for (name, _) in SERVICES {
+            if self.services[name].wanted == Wanted::Unknown {
+                let output = self.act(&["start", name], None);
+                assert!(output.status.success(), "{name}: {}", self.daemon.log());
+                self.services.get_mut(name).unwrap().wanted = Wanted::Up;
+            }
+        }
+        for (name, service) in &self.services {
+            let status = self.daemon.json(&["status", name, "--json"]);
+            match service.wanted {
+                Wanted::Up => {
+                    assert_eq!(status["target"], "Up", "{name}: {status}");
+                    self.daemon.wait_for_state(name, "Running");
+                    let (main, name) = (self.daemon.pid(name), *name);
+                    let alive = members(&service.marker);
+                    let has_main = alive.iter().any(|member| u64::try_from(member.pid) == Ok(main));
+                    // It may have ended since, as it is wont to.
+                    assert!(has_main || name == "ends", "{name}: {main} is not among {alive:?}");
+                }
+                _ => {
+                    assert_eq!(status["target"], "Down", "{name}: {status}");
+                    assert_eq!(survivors(&service.marker), [], "{name} was stopped");
+                }
+            }
+        }
+        for (name, service) in &self.services {
+            let report = self.daemon.json(&["stop", name, "--json"]);
+            assert_eq!(report["proven"], true, "{report:#}");
+            assert_eq!(survivors(&service.marker), [], "{name}: {report:#}");
+        }
+        let signals = self.daemon.scratch().join("signals");
+        assert!(!signals.exists(), "a bystander got a signal");
+        assert_eq!(survivors(&self.bystander.marker).len(), 2, "a bystander was killed");
+    }
+
+    fn close(mut self) {
+        self.daemon.does(&["shutdown"]);
+        let status = self.daemon.wait();
+        assert!(status.success(), "{status}: {}", self.daemon.log());
+        assert!(!self.daemon.pins().exists(), "pins are left: {}", self.daemon.log());
+        assert!(!self.daemon.log().contains("panicked"), "{}", self.daemon.log());
+    }
+}
+
+/// What was done goes to stderr with the panic.
+impl Drop for Laboratory {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.done.lock().unwrap().join("\n"));
+        }
+    }
+}
+
+#[test]
+fn services_outlive_whatever_befalls_the_daemon() {
+    let Random(first) = Random::seeded(1);
+    for seed in (first..).take(rounds(4) as usize) {
+        eprintln!("seed {seed}");
+        let mut random = Random(seed);
+        let mut laboratory = Laboratory::new();
+        for _ in 0..STEPS {
+            laboratory.step(&mut random);
+        }
+        laboratory.check();
+        laboratory.close();
+    }
+}
