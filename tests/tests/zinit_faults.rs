@@ -21,7 +21,7 @@ use rustix::process::{Resource as Limit, Rlimit, Signal};
 use serde_json::Value;
 use zinit_tests::{
     Cleanup, Marker,
-    daemon::Daemon,
+    daemon::{Daemon, wait_for},
     members,
     random::Random,
     rounds, survivors,
@@ -319,12 +319,14 @@ impl Laboratory {
             match service.wanted {
                 Wanted::Up => {
                     assert_eq!(status["target"], "Up", "{name}: {status}");
-                    self.daemon.wait_for_state(name, "Running");
-                    let (main, name) = (self.daemon.pid(name), *name);
-                    let alive = members(&service.marker);
-                    let has_main = alive.iter().any(|member| u64::try_from(member.pid) == Ok(main));
-                    // It may have ended since, as it is wont to.
-                    assert!(has_main || name == "ends", "{name}: {main} is not among {alive:?}");
+                    // While it is stopped before it is started anew, it looks as before.
+                    wait_for(&format!("{name} runs"), || {
+                        let main = self.daemon.pid(name);
+                        self.daemon.state(name) == "Running"
+                            && members(&service.marker)
+                                .iter()
+                                .any(|member| u64::try_from(member.pid) == Ok(main))
+                    });
                 }
                 _ => {
                     assert_eq!(status["target"], "Down", "{name}: {status}");

@@ -1,4 +1,4 @@
-//! What tests of ours may leave on a machine: BPF maps, programs, links, pins and processes.
+//! What tests of ours may leave on a machine: BPF maps, programs, links, pins, cgroups and processes.
 //!
 //! A survey lists what is there now, one line a thing with an identity that is never used twice; what is in a later
 //! survey and not in an earlier one was left in between. Nothing is removed here.
@@ -93,8 +93,32 @@ fn present(bpftool: Option<&Path>) -> Result<BTreeSet<String>> {
     }
     pins(&mut found)?;
     mounts(&mut found)?;
+    cgroups(&mut found)?;
     processes(&mut found)?;
     Ok(found)
+}
+
+/// Cgroups of services, which trackers make below their own: that of the tests is ours.
+fn cgroups(found: &mut BTreeSet<String>) -> Result<()> {
+    let own = fs::read_to_string("/proc/self/cgroup").context("failed to read our cgroup")?;
+    let Some(own) = own.lines().find_map(|line| line.strip_prefix("0::/")) else {
+        return Ok(());
+    };
+    let mounts = fs::read_to_string("/proc/self/mounts").context("failed to list what is mounted")?;
+    for mount in mounts.lines() {
+        let mut fields = mount.split(' ').skip(1);
+        if let (Some(path), Some("cgroup2")) = (fields.next(), fields.next()) {
+            // Where only a part of the hierarchy is mounted, ours is elsewhere.
+            let entries = fs::read_dir(Path::new(path).join(own)).into_iter().flatten().flatten();
+            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            found.extend(
+                names
+                    .filter(|name| name.starts_with("zinit-tracker-"))
+                    .map(|name| format!("cgroup {name}")),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// BPF filesystems that are mounted.

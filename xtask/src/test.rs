@@ -49,7 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         } else {
             ""
         };
-        println!("nothing of ours is left: {bpf}pins, mounts, processes");
+        println!("nothing of ours is left: {bpf}pins, mounts, cgroups, processes");
         return tested;
     }
     for thing in &left {

@@ -17,7 +17,7 @@ use zinit_ebpf::{
 
 use super::{
     bystanders::Bystanders,
-    cgroup::Cgroup,
+    cgroup::{self, Cgroup},
     error::{ProcfsError, unreadable},
     namespaces,
     reaper::Subreaper,
@@ -436,6 +436,8 @@ impl Drop for Procfs {
 
 /// Removes the cgroup of a service that is forgotten.
 fn discard(entry: &mut Entry) {
+    // Its processes may have lived in one of a tracker before this one.
+    clear_away();
     let Some(mut cgroup) = entry.cgroup.take() else {
         return;
     };
@@ -448,12 +450,20 @@ fn discard(entry: &mut Entry) {
     }
 }
 
+fn clear_away() {
+    if let Err(error) = cgroup::clear_away() {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "cgroups of earlier trackers may be left"
+        );
+    }
+}
+
 /// A cgroup for a service, with a number that no other service of this process has.
 fn new_cgroup() -> Option<Cgroup> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let name = format!("zinit-tracker-{}-{number}", std::process::id());
-    Cgroup::create(&name)
+    clear_away();
+    Cgroup::create(COUNTER.fetch_add(1, Ordering::Relaxed))
         .inspect_err(|error| tracing::info!(error = error as &dyn std::error::Error, "the service gets no cgroup"))
         .ok()
 }

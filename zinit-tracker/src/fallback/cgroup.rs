@@ -9,6 +9,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -30,17 +31,60 @@ pub(super) struct Cgroup {
     frozen: bool,
 }
 
-impl Cgroup {
-    /// Makes one below the caller's. The error says why there is none to be had.
-    pub(super) fn create(name: &str) -> Result<Self, ProcfsError> {
-        let own = table::cgroup(std::process::id()).map_err(failed("read", Path::new("/proc/self/cgroup")))?;
-        let own = own.ok_or(ProcfsError::NoCgroup)?;
-        let parent = directory_of(&own).ok_or(ProcfsError::NoCgroup)?;
-        let is_cgroup = statfs(&parent).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
-        if !is_cgroup {
-            return Err(ProcfsError::NoCgroup);
+/// How the names of cgroups begin; then come the pid of their tracker, when it began, and a number.
+const PREFIX: &str = "zinit-tracker-";
+
+/// What the names of this program's cgroups have in common: no other had its pid and began at the same time.
+fn stem() -> &'static str {
+    static STEM: OnceLock<String> = OnceLock::new();
+    STEM.get_or_init(|| {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        format!(
+            "{PREFIX}{}-{:x}-",
+            std::process::id(),
+            now.tv_sec * 1_000_000_000 + now.tv_nsec
+        )
+    })
+}
+
+/// The caller's own cgroup: its path as `/proc/PID/cgroup` shows it, and its directory.
+fn own() -> Result<(String, PathBuf), ProcfsError> {
+    let own = table::cgroup(std::process::id()).map_err(failed("read", Path::new("/proc/self/cgroup")))?;
+    let own = own.ok_or(ProcfsError::NoCgroup)?;
+    let directory = directory_of(&own).ok_or(ProcfsError::NoCgroup)?;
+    let is_cgroup = statfs(&directory).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    if !is_cgroup {
+        return Err(ProcfsError::NoCgroup);
+    }
+    Ok((own, directory))
+}
+
+/// Removes what trackers have left that were killed, or followed by another program in the same process, unless somebody is in it.
+pub(super) fn clear_away() -> Result<(), ProcfsError> {
+    let (_, parent) = own()?;
+    for entry in fs::read_dir(&parent).map_err(failed("list", &parent))?.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let Some((pid, _)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else {
+            continue;
+        };
+        let abandoned = pid == std::process::id().to_string() || !Path::new("/proc").join(pid).exists();
+        if abandoned && !name.starts_with(stem()) {
+            match fs::remove_dir(entry.path()) {
+                Ok(()) => tracing::debug!(%name, "removed the cgroup of a tracker that is gone"),
+                Err(error) => tracing::debug!(%name, %error, "the cgroup of a tracker that is gone stays"),
+            }
         }
-        let directory = parent.join(name);
+    }
+    Ok(())
+}
+
+impl Cgroup {
+    /// Makes one below the caller's, with a number that no other of this process has. The error says why there is none to be had.
+    pub(super) fn create(number: u32) -> Result<Self, ProcfsError> {
+        let (own, parent) = own()?;
+        let name = format!("{}{number}", stem());
+        let directory = parent.join(&name);
         fs::create_dir(&directory).map_err(failed("create", &directory))?;
         Ok(Self {
             directory,
