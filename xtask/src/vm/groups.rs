@@ -98,7 +98,7 @@ const OTHERS: &[&str] = &["6.12"];
 /// Groups that run in no guest: what tests the actors alone, or what stands above the tracker, says nothing about a kernel
 /// (that it boots one is what `--pid1` shows), nor does what is done without BPF, and twenty thousand processes take more memory than a
 /// guest has.
-pub(crate) const LEFT_OUT: [&str; 24] = [
+pub(crate) const LEFT_OUT: [&str; 25] = [
     "actor",
     "dependencies",
     "fallback",
@@ -116,6 +116,7 @@ pub(crate) const LEFT_OUT: [&str; 24] = [
     "zinit_cli",
     "zinit_crash",
     "zinit_escapes",
+    "zinit_examples",
     "zinit_faults",
     "zinit_figures",
     "zinit_levels",
