@@ -743,7 +743,7 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Write as _};
+    use std::{fs::File, io::Write as _, os::fd::AsFd as _};
 
     use super::*;
 
@@ -782,6 +782,38 @@ mod tests {
         assert_eq!(written(&[b"par", b"tial\nrest"]).await, ["partial", "rest"]);
         assert_eq!(written(&[]).await, [""; 0]);
         assert_eq!(written(&[b"\n"]).await, [""]);
+    }
+
+    #[tokio::test]
+    async fn what_is_paused_goes_on_where_it_was_or_with_a_successor() {
+        let logs = ring(DEFAULT_LINES);
+        let (writer, capture) = logs.capture(&service("web"), Stream::Out).unwrap();
+        let mut writer = File::from(writer);
+        writer.write_all(b"one\ntw").unwrap();
+        let paused = logs.pause().await;
+        assert_eq!(texts(&logs, None), ["[+] web: one", "[+] web: tw"]);
+        writer.write_all(b"o\n").unwrap();
+        tokio::task::yield_now().await;
+        assert_eq!(texts(&logs, None).len(), 2);
+
+        // As another program finds it.
+        let reader = paused.pipes[0].file.as_fd().try_clone_to_owned().unwrap();
+        let next = ring(DEFAULT_LINES);
+        let lines = logs.snapshot(None).iter().map(|line| (**line).clone()).collect();
+        next.inherit(lines, vec![(service("web"), Stream::Out, reader)])
+            .unwrap();
+        let (_, pipe) = capture.pipe();
+        let taken_up = next.recapture(&service("web"), Stream::Out, pipe, &[]).unwrap();
+        taken_up.settle().await;
+        assert_eq!(texts(&next, None), ["[+] web: one", "[+] web: tw", "[+] web: o"]);
+        let again = next.recapture(&service("web"), Stream::Out, pipe, &[]);
+        assert!(matches!(again, Err(LogError::NoPipe { .. })));
+
+        // As if that had failed: nobody else reads it.
+        drop((taken_up, next));
+        drop(paused);
+        drop(writer);
+        capture.requests.closed().await;
     }
 
     #[tokio::test]
