@@ -192,23 +192,30 @@ impl Laboratory {
     }
 
     /// A file on the daemon's disk, as it can be reached from here.
-    fn filler(&self) -> PathBuf {
+    fn on_disk(&self, name: &str) -> PathBuf {
         let directory = self.daemon.state_directory();
         let inside = directory.strip_prefix("/").unwrap();
         Path::new("/proc")
             .join(self.disk.child.id().to_string())
             .join("root")
             .join(inside)
-            .join("filler")
+            .join(name)
+    }
+
+    /// Waits until what could not be saved meanwhile is.
+    fn wait_until_saved(&self) {
+        let mark = self.on_disk("supervisor.json");
+        wait_for("the daemon saves everything again", || mark.exists());
     }
 
     fn fill_disk(&mut self, full: bool) {
         self.full = full;
         if !full {
-            fs::remove_file(self.filler()).unwrap();
+            fs::remove_file(self.on_disk("filler")).unwrap();
+            self.wait_until_saved();
             return;
         }
-        let mut file = fs::File::create(self.filler()).unwrap();
+        let mut file = fs::File::create(self.on_disk("filler")).unwrap();
         while file.write_all(&[0; 4096]).is_ok() {}
     }
 
@@ -251,6 +258,9 @@ impl Laboratory {
                 self.limit_descriptors(3, hard);
                 thread::sleep(duration * 5);
                 self.limit_descriptors(hard, hard);
+                if !self.full {
+                    self.wait_until_saved();
+                }
             }
             Fault::FullDisk => self.fill_disk(!self.full),
             Fault::Upgrade => {

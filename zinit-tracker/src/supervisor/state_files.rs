@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! SOCKET.state/              mode 0700, and nobody else's
-//!   supervisor.json          there once every service has a file
+//!   supervisor.json          there once every service has a file, and as long as all have
 //!   services/NAME.json
 //! ```
 
@@ -16,8 +16,9 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,9 @@ const VERSION: u32 = 1;
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
+
+/// How often it is tried to write what could not be written.
+const AGAIN: Duration = Duration::from_secs(1);
 
 const SUPERVISOR: &str = "supervisor.json";
 const SERVICES: &str = "services";
@@ -148,7 +152,10 @@ impl StateFiles {
                 version: VERSION,
                 boot: boot_id(),
             },
-            troubled: false,
+            unsaved: BTreeMap::new(),
+            complete: false,
+            // By the supervisor before, if there was one.
+            marked: true,
         };
         // It ends when the last sender is gone.
         thread::Builder::new()
@@ -313,72 +320,108 @@ fn remove(path: &Path) {
 struct Writer {
     directory: PathBuf,
     header: Header,
-    /// The last file could not be written, which was said.
-    troubled: bool,
+    /// States that could not be written, and have no file.
+    unsaved: BTreeMap<String, Box<Saved>>,
+    /// Every service was given to be saved.
+    complete: bool,
+    /// There may be a file that says that every service has one.
+    marked: bool,
 }
 
 impl Writer {
     fn work(mut self, orders: &Receiver<Order>) {
-        while let Ok(order) = orders.recv() {
-            // Only the newest state of a service matters.
-            let mut states = BTreeMap::new();
-            let mut barriers = Vec::new();
-            let mut next = Some(order);
-            while let Some(order) = next {
-                match order {
-                    Order::Service(name, saved) => {
-                        states.insert(name, saved);
-                    }
-                    Order::Barrier(done) => barriers.push(done),
-                    Order::Complete => {
-                        self.write_all(std::mem::take(&mut states));
-                        self.mark(false);
-                    }
-                    Order::End { clean } => {
-                        states.clear();
-                        self.end(clean);
-                    }
+        loop {
+            let order = if self.is_behind() {
+                match orders.recv_timeout(AGAIN) {
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    order => order.ok(),
                 }
-                next = orders.try_recv().ok();
+            } else {
+                let Ok(order) = orders.recv() else { return };
+                Some(order)
+            };
+            self.obey(order, orders);
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        !self.unsaved.is_empty() || (self.complete && !self.marked)
+    }
+
+    /// Does this, and everything else that was ordered by now.
+    fn obey(&mut self, order: Option<Order>, orders: &Receiver<Order>) {
+        // Only the newest state of a service matters.
+        let unsaved = std::mem::take(&mut self.unsaved);
+        let troubled = !unsaved.is_empty();
+        let mut states: BTreeMap<_, _> = unsaved.into_iter().map(|(name, saved)| (name, Some(saved))).collect();
+        let mut barriers = Vec::new();
+        let mut mark = self.complete && !self.marked;
+        let mut next = order;
+        while let Some(order) = next {
+            match order {
+                Order::Service(name, saved) => {
+                    states.insert(name, saved);
+                }
+                Order::Barrier(done) => barriers.push(done),
+                Order::Complete => (self.complete, mark) = (true, true),
+                Order::End { clean } => {
+                    states.clear();
+                    self.complete = false;
+                    self.end(clean);
+                }
             }
-            self.write_all(states);
-            for done in barriers {
-                if done.send(()).is_err() {
-                    tracing::debug!("whoever waited for states to be saved does not any more");
-                }
+            next = orders.try_recv().ok();
+        }
+        self.write_all(states, troubled);
+        if mark && self.unsaved.is_empty() {
+            self.mark(false);
+        }
+        for done in barriers {
+            if done.send(()).is_err() {
+                tracing::debug!("whoever waited for states to be saved does not any more");
             }
         }
     }
 
-    fn write_all(&mut self, states: BTreeMap<String, Option<Box<Saved>>>) {
+    fn write_all(&mut self, states: BTreeMap<String, Option<Box<Saved>>>, mut troubled: bool) {
         for (name, saved) in states {
             let path = self.directory.join(SERVICES).join(format!("{name}.json"));
             let Some(saved) = saved else {
                 remove(&path);
                 continue;
             };
-            let written = self.write(&path, Some(&saved), false);
-            if let Err(error) = &written {
-                // Rather none than one that is no longer true.
-                remove(&path);
-                if !self.troubled {
-                    tracing::error!(
-                        service = name, %error, path = %path.display(),
-                        "failed to save a state: a supervisor that follows a crash has only the kernel's books"
-                    );
-                }
-            } else if self.troubled {
-                tracing::info!(path = %path.display(), "states are saved again");
+            let Err(error) = self.write(&path, Some(&saved), false) else {
+                continue;
+            };
+            if self.marked {
+                // Without a file, the service would pass for one that was forgotten.
+                remove(&self.directory.join(SUPERVISOR));
+                self.marked = false;
             }
-            self.troubled = written.is_err();
+            // Rather none than one that is no longer true.
+            remove(&path);
+            if !std::mem::replace(&mut troubled, true) {
+                tracing::error!(
+                    service = name, %error, path = %path.display(),
+                    "failed to save a state: a supervisor that follows a crash has only the kernel's books"
+                );
+            }
+            self.unsaved.insert(name, saved);
+        }
+        if troubled && self.unsaved.is_empty() {
+            tracing::info!(path = %self.directory.display(), "states are saved again");
         }
     }
 
-    fn mark(&self, ended: bool) {
-        let path = self.directory.join(SUPERVISOR);
-        if let Err(error) = self.write(&path, None, ended) {
-            tracing::error!(%error, path = %path.display(), "failed to save that all states are saved");
+    fn mark(&mut self, ended: bool) {
+        let written = self.write(&self.directory.join(SUPERVISOR), None, ended);
+        match &written {
+            // It is tried again and again.
+            Err(error) if !self.marked => tracing::debug!(%error, "failed to save that all states are saved"),
+            Err(error) => tracing::error!(%error, "failed to save that all states are saved"),
+            Ok(()) => {}
         }
+        self.marked = written.is_ok();
     }
 
     /// A file is there as a whole or not at all. Nothing has to survive the machine, so nothing is synchronised.
@@ -398,7 +441,7 @@ impl Writer {
         Ok(())
     }
 
-    fn end(&self, clean: bool) {
+    fn end(&mut self, clean: bool) {
         let result = fs::remove_dir_all(self.directory.join(SERVICES));
         if let Err(error) = result {
             tracing::warn!(%error, path = %self.directory.display(), "failed to remove the saved states");
@@ -528,7 +571,9 @@ mod tests {
     async fn a_disk_without_room_holds_up_nobody_and_leaves_no_stale_state() {
         let place = place();
         place.files.save("web", Some(saved()));
+        place.files.complete();
         place.files.settled().await;
+        assert!(place.files.past().complete);
         // Nothing can be created where a file is instead of the directory of temporary files.
         let services = place.path.join(SERVICES);
         fs::remove_dir_all(&services).unwrap();
@@ -537,9 +582,16 @@ mod tests {
         place.files.settled().await;
         fs::remove_file(&services).unwrap();
         fs::create_dir(&services).unwrap();
-        assert!(place.files.past().services.is_empty());
-        place.files.save("web", Some(saved()));
-        place.files.settled().await;
+        let past = place.files.past();
+        assert!(past.services.is_empty());
+        assert!(!past.complete, "the service would pass for one that was forgotten");
+        // It is tried again by itself.
+        let tried = async {
+            while !place.files.past().complete {
+                place.files.settled().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), tried).await.unwrap();
         assert_eq!(place.files.past().services.len(), 1);
     }
 }
