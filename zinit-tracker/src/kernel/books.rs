@@ -380,18 +380,7 @@ impl Kernel {
     /// Counters over all CPUs.
     pub(crate) fn stats(&self) -> Result<Stats, BooksError> {
         let values = self.maps.stats.get(&0, 0).map_err(failed("read the counters"))?;
-        Ok(values.iter().fold(Stats::default(), |sum, cpu| Stats {
-            seen: sum.seen + cpu.seen,
-            tracked: sum.tracked + cpu.tracked,
-            ignored: sum.ignored + cpu.ignored,
-            insert_failures: sum.insert_failures + cpu.insert_failures,
-            delete_failures: sum.delete_failures + cpu.delete_failures,
-            exit_failures: sum.exit_failures + cpu.exit_failures,
-            stale_replaced: sum.stale_replaced + cpu.stale_replaced,
-            healed: sum.healed + cpu.healed,
-            event_drops: sum.event_drops + cpu.event_drops,
-            kills: sum.kills + cpu.kills,
-        }))
+        Ok(sum(values.iter()))
     }
 
     /// How often the kernel skipped each hook.
@@ -418,13 +407,7 @@ impl Kernel {
     /// Every process that the caller's pid namespace shows, the dead and unreaped included. Members among the latter whose
     /// exit no hook saw leave the books.
     pub(crate) fn tasks(&self) -> Result<Vec<Task>, BooksError> {
-        let bytes = iterate(&self.programs.tasks)?;
-        let (records, _) = bytes.as_chunks::<{ size_of::<Task>() }>();
-        Ok(records
-            .iter()
-            // SAFETY: the iterator writes whole `Task`s, which are plain data; the read needs no alignment.
-            .map(|record| unsafe { record.as_ptr().cast::<Task>().read_unaligned() })
-            .collect())
+        iterate(&self.programs.tasks).map(|bytes| decoded(&bytes))
     }
 
     /// Requests that a process be taken in by [`Kernel::adopt`].
@@ -557,6 +540,32 @@ fn map_failed(map: &'static str) -> impl FnOnce(MapError) -> LoadError {
         map,
         source: Box::new(source),
     }
+}
+
+/// The tasks that an iterator wrote.
+pub(super) fn decoded(bytes: &[u8]) -> Vec<Task> {
+    let (records, _) = bytes.as_chunks::<{ size_of::<Task>() }>();
+    let record = |bytes: &[u8; size_of::<Task>()]| {
+        // SAFETY: the bytes are as many as a `Task` has, which is plain data; the read needs no alignment.
+        unsafe { bytes.as_ptr().cast::<Task>().read_unaligned() }
+    };
+    records.iter().map(record).collect()
+}
+
+/// Counters of all CPUs as one.
+pub(super) fn sum<'a>(cpus: impl Iterator<Item = &'a Stats>) -> Stats {
+    cpus.fold(Stats::default(), |sum, cpu| Stats {
+        seen: sum.seen + cpu.seen,
+        tracked: sum.tracked + cpu.tracked,
+        ignored: sum.ignored + cpu.ignored,
+        insert_failures: sum.insert_failures + cpu.insert_failures,
+        delete_failures: sum.delete_failures + cpu.delete_failures,
+        exit_failures: sum.exit_failures + cpu.exit_failures,
+        stale_replaced: sum.stale_replaced + cpu.stale_replaced,
+        healed: sum.healed + cpu.healed,
+        event_drops: sum.event_drops + cpu.event_drops,
+        kills: sum.kills + cpu.kills,
+    })
 }
 
 /// Runs a program in the context of the calling thread and returns its result.

@@ -90,7 +90,7 @@ impl KernelTypes {
         &self.data
     }
 
-    fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+    pub(super) fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
         let mut this = Self {
             data,
             strings: 0,

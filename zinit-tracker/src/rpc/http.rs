@@ -30,8 +30,8 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UnixStream, lookup_host},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UnixStream, lookup_host},
     sync::{Notify, Semaphore},
     task::JoinHandle,
     time::{sleep, timeout},
@@ -219,15 +219,15 @@ async fn accept(listener: TcpListener, front: Arc<Front>) {
 
 /// What stands in front of the socket.
 #[derive(Debug)]
-struct Front {
-    guard: Guard,
-    socket: PathBuf,
+pub(super) struct Front {
+    pub(super) guard: Guard,
+    pub(super) socket: PathBuf,
 }
 
 type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 impl Front {
-    async fn serve(&self, stream: TcpStream) {
+    pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) {
         let answered = Notify::new();
         let service = service_fn(|request| async {
             let reply = self.answer(request).await;
@@ -288,11 +288,11 @@ impl Front {
 
 /// Who may ask.
 #[derive(Debug)]
-struct Guard {
+pub(super) struct Guard {
     /// The host that the operator named, in lower case.
-    name: String,
+    pub(super) name: String,
     /// Only the loopback address is listened on.
-    local_only: bool,
+    pub(super) local_only: bool,
 }
 
 /// What a request is answered with that is not let through.
@@ -452,6 +452,8 @@ fn reply(status: StatusCode, content_type: &'static str, body: UnsyncBoxBody<Byt
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     fn address(text: &str) -> String {
