@@ -552,19 +552,19 @@ pub(super) fn decoded(bytes: &[u8]) -> Vec<Task> {
     records.iter().map(record).collect()
 }
 
-/// Counters of all CPUs as one.
+/// Counters of all CPUs as one. Whatever has been written there, it has a sum.
 pub(super) fn sum<'a>(cpus: impl Iterator<Item = &'a Stats>) -> Stats {
     cpus.fold(Stats::default(), |sum, cpu| Stats {
-        seen: sum.seen + cpu.seen,
-        tracked: sum.tracked + cpu.tracked,
-        ignored: sum.ignored + cpu.ignored,
-        insert_failures: sum.insert_failures + cpu.insert_failures,
-        delete_failures: sum.delete_failures + cpu.delete_failures,
-        exit_failures: sum.exit_failures + cpu.exit_failures,
-        stale_replaced: sum.stale_replaced + cpu.stale_replaced,
-        healed: sum.healed + cpu.healed,
-        event_drops: sum.event_drops + cpu.event_drops,
-        kills: sum.kills + cpu.kills,
+        seen: sum.seen.saturating_add(cpu.seen),
+        tracked: sum.tracked.saturating_add(cpu.tracked),
+        ignored: sum.ignored.saturating_add(cpu.ignored),
+        insert_failures: sum.insert_failures.saturating_add(cpu.insert_failures),
+        delete_failures: sum.delete_failures.saturating_add(cpu.delete_failures),
+        exit_failures: sum.exit_failures.saturating_add(cpu.exit_failures),
+        stale_replaced: sum.stale_replaced.saturating_add(cpu.stale_replaced),
+        healed: sum.healed.saturating_add(cpu.healed),
+        event_drops: sum.event_drops.saturating_add(cpu.event_drops),
+        kills: sum.kills.saturating_add(cpu.kills),
     })
 }
 
@@ -590,4 +590,20 @@ fn iterate(iterator: &Mutex<Iter>) -> Result<Vec<u8>, BooksError> {
         .read_to_end(&mut bytes)
         .map_err(failed("read a task iterator"))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_that_somebody_else_wrote_have_a_sum() {
+        let forged = Stats {
+            seen: u64::MAX,
+            kills: 1,
+            ..Stats::default()
+        };
+        let sum = sum([forged, forged].iter());
+        assert_eq!((sum.seen, sum.kills), (u64::MAX, 2));
+    }
 }
