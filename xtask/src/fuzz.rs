@@ -149,7 +149,7 @@ fn fuzz(name: &str, binary: &Path, seconds: u32) -> Result<Option<String>> {
         .find(|line| line.contains("panicked at ") || line.contains("ERROR: libFuzzer"));
     let again = match text.lines().find_map(|line| line.split_once("Test unit written to ")) {
         Some((_, input)) => format!("to see it again: {} {input}", binary.display()),
-        None => format!("it was no input ({status})"),
+        None => format!("the input is not known ({status})"),
     };
     Ok(Some(format!(
         "{name}: {}\n    {again}\n    all that was said: {}",

@@ -7,7 +7,7 @@ mod parse;
 
 use zinit_tracker::{rpc::HttpAddress, stop::signal_named};
 
-libfuzzer_sys::fuzz_target!(|text: &str| {
+libfuzzer_sys::fuzz_target!(init: zinit_fuzz::prepare(), |text: &str| {
     if let Ok(duration) = parse::duration(text) {
         let shown = humantime::format_duration(duration).to_string();
         assert_eq!(parse::duration(&shown), Ok(duration), "{shown}");
