@@ -59,14 +59,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for name in wanted {
         findings.extend(fuzz(name, &binaries.join(name), options.seconds)?);
     }
-    if findings.is_empty() {
-        return Ok(());
-    }
-    bail!(
-        "{} fuzz targets found something\n\n{}",
-        findings.len(),
+    ensure!(
+        findings.is_empty(),
+        "fuzzing found something\n\n{}",
         findings.join("\n\n")
     );
+    Ok(())
 }
 
 fn package() -> PathBuf {
@@ -112,6 +110,12 @@ fn build(names: &[String]) -> Result<PathBuf> {
 fn fuzz(name: &str, binary: &Path, seconds: u32) -> Result<Option<String>> {
     let directory = target().join("fuzz");
     let (learned, found) = (directory.join("corpus").join(name), directory.join("found").join(name));
+    let corpus = package().join("corpus").join(name);
+    ensure!(
+        corpus.is_dir(),
+        "{} has to be there, with an input to begin with",
+        corpus.display()
+    );
     let log = directory.join(format!("{name}.log"));
     for path in [&learned, &found] {
         fs::create_dir_all(path).with_context(|| format!("failed to create {}", path.display()))?;
@@ -129,7 +133,7 @@ fn fuzz(name: &str, binary: &Path, seconds: u32) -> Result<Option<String>> {
         .arg(prefix)
         // What is new goes into the first one.
         .arg(&learned)
-        .arg(package().join("corpus").join(name))
+        .arg(&corpus)
         .stdout(file.try_clone()?)
         .stderr(file)
         .status()

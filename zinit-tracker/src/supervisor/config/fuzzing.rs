@@ -27,7 +27,10 @@ pub fn service_file(data: &[u8]) {
             let saved = serde_json::to_string(&document.definition).expect("a definition can be written");
             let read: Definition = serde_json::from_str(&saved).expect("what was written can be read");
             assert_eq!(read, document.definition);
-            parse_value(text).expect("a file that can be loaded can be shown");
+            // Fields that nobody knows may have what JSON has not, such as lists as keys.
+            if document.warnings.is_empty() {
+                parse_value(text).expect("a file that can be loaded can be shown");
+            }
         }
     }
 }
