@@ -148,16 +148,15 @@ fn fuzz(name: &str, binary: &Path, seconds: u32) -> Result<Option<String>> {
     if status.success() {
         return Ok(None);
     }
-    let panic = text
-        .lines()
-        .find(|line| line.contains("panicked at ") || line.contains("ERROR: libFuzzer"));
+    let is_cause = |line: &&str| line.contains("panicked at ") || line.contains("ERROR: libFuzzer");
+    let cause: Vec<_> = text.lines().skip_while(|line| !is_cause(line)).take(2).collect();
+    let cause: String = cause.join(" ").chars().take(400).collect();
     let again = match text.lines().find_map(|line| line.split_once("Test unit written to ")) {
         Some((_, input)) => format!("to see it again: {} {input}", binary.display()),
         None => format!("the input is not known ({status})"),
     };
     Ok(Some(format!(
-        "{name}: {}\n    {again}\n    all that was said: {}",
-        panic.unwrap_or("it ended"),
+        "{name}: {cause}\n    {again}\n    all that was said: {}",
         log.display()
     )))
 }
