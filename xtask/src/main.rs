@@ -4,6 +4,7 @@
 
 mod build_ebpf;
 mod ci;
+mod fuzz;
 mod leftovers;
 mod lint;
 mod strip;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 enum Command {
     BuildEbpf(build_ebpf::Options),
     Ci(ci::Options),
+    Fuzz(fuzz::Options),
     Lint(lint::Options),
     Test(test::Options),
     Vm(vm::Options),
@@ -41,6 +43,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::BuildEbpf(options) => build_ebpf::run(options),
         Command::Ci(options) => ci::run(options),
+        Command::Fuzz(options) => fuzz::run(options),
         Command::Lint(options) => lint::run(options),
         Command::Test(options) => test::run(options),
         Command::Vm(options) => vm::run(options),

@@ -23,6 +23,8 @@
 //! same works by looking at `/proc`, as well as that goes ([`Level`]); [`Tracker::tracking`] and every report say so.
 
 mod fallback;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod kernel;
 pub mod process;
 pub mod rpc;

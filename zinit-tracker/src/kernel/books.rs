@@ -452,18 +452,7 @@ impl Kernel {
     /// Counters over all CPUs.
     pub(crate) fn stats(&self) -> Result<Stats, BooksError> {
         let values = self.maps.stats.get(&0, 0).map_err(failed("read the counters"))?;
-        Ok(values.iter().fold(Stats::default(), |sum, cpu| Stats {
-            seen: sum.seen + cpu.seen,
-            tracked: sum.tracked + cpu.tracked,
-            ignored: sum.ignored + cpu.ignored,
-            insert_failures: sum.insert_failures + cpu.insert_failures,
-            delete_failures: sum.delete_failures + cpu.delete_failures,
-            exit_failures: sum.exit_failures + cpu.exit_failures,
-            stale_replaced: sum.stale_replaced + cpu.stale_replaced,
-            healed: sum.healed + cpu.healed,
-            event_drops: sum.event_drops + cpu.event_drops,
-            kills: sum.kills + cpu.kills,
-        }))
+        Ok(sum(values.iter()))
     }
 
     /// How often the kernel skipped each hook.
@@ -491,13 +480,7 @@ impl Kernel {
     /// Every process that the caller's pid namespace shows, the dead and unreaped included. Members among the latter whose
     /// exit no hook saw leave the books.
     pub(crate) fn tasks(&self) -> Result<Vec<Task>, BooksError> {
-        let bytes = iterate(&self.programs.tasks)?;
-        let (records, _) = bytes.as_chunks::<{ size_of::<Task>() }>();
-        Ok(records
-            .iter()
-            // SAFETY: the iterator writes whole `Task`s, which are plain data; the read needs no alignment.
-            .map(|record| unsafe { record.as_ptr().cast::<Task>().read_unaligned() })
-            .collect())
+        iterate(&self.programs.tasks).map(|bytes| decoded(&bytes))
     }
 
     /// Requests that a process be taken in by [`Kernel::adopt`].
@@ -621,6 +604,32 @@ fn map_failed(map: &'static str) -> impl FnOnce(MapError) -> LoadError {
     }
 }
 
+/// The tasks that an iterator wrote.
+pub(super) fn decoded(bytes: &[u8]) -> Vec<Task> {
+    let (records, _) = bytes.as_chunks::<{ size_of::<Task>() }>();
+    let record = |bytes: &[u8; size_of::<Task>()]| {
+        // SAFETY: the bytes are as many as a `Task` has, which is plain data; the read needs no alignment.
+        unsafe { bytes.as_ptr().cast::<Task>().read_unaligned() }
+    };
+    records.iter().map(record).collect()
+}
+
+/// Counters of all CPUs as one. Whatever has been written there, it has a sum.
+pub(super) fn sum<'a>(cpus: impl Iterator<Item = &'a Stats>) -> Stats {
+    cpus.fold(Stats::default(), |sum, cpu| Stats {
+        seen: sum.seen.saturating_add(cpu.seen),
+        tracked: sum.tracked.saturating_add(cpu.tracked),
+        ignored: sum.ignored.saturating_add(cpu.ignored),
+        insert_failures: sum.insert_failures.saturating_add(cpu.insert_failures),
+        delete_failures: sum.delete_failures.saturating_add(cpu.delete_failures),
+        exit_failures: sum.exit_failures.saturating_add(cpu.exit_failures),
+        stale_replaced: sum.stale_replaced.saturating_add(cpu.stale_replaced),
+        healed: sum.healed.saturating_add(cpu.healed),
+        event_drops: sum.event_drops.saturating_add(cpu.event_drops),
+        kills: sum.kills.saturating_add(cpu.kills),
+    })
+}
+
 /// Runs a program in the context of the calling thread and returns its result.
 fn run(program: &RawTracePoint, arguments: &[u64]) -> Result<u32, BooksError> {
     let mut options = RawTracePointRunOptions::new();
@@ -643,4 +652,20 @@ fn iterate(iterator: &Mutex<Iter>) -> Result<Vec<u8>, BooksError> {
         .read_to_end(&mut bytes)
         .map_err(failed("read a task iterator"))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_that_somebody_else_wrote_have_a_sum() {
+        let forged = Stats {
+            seen: u64::MAX,
+            kills: 1,
+            ..Stats::default()
+        };
+        let sum = sum([forged, forged].iter());
+        assert_eq!((sum.seen, sum.kills), (u64::MAX, 2));
+    }
 }

@@ -90,7 +90,7 @@ impl KernelTypes {
         &self.data
     }
 
-    fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+    pub(super) fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
         let mut this = Self {
             data,
             strings: 0,
@@ -199,30 +199,33 @@ impl KernelTypes {
         Ok(self.kind(at)? == 3 && self.u32(at + 12 + 8)? == 0)
     }
 
-    /// Finds a member's offset in bytes and its type, in the structure that begins at `at`.
+    /// Finds a member's offset in bytes and its type, in the structure that begins at `at`, also in anonymous ones that it has.
     fn find(&self, at: usize, wanted: &str) -> Result<Option<(u64, u32)>, BtfError> {
-        let info = self.u32(at + 4)?;
-        let has_bitfields = info >> 31 == 1;
-        for index in 0..(info & 0xffff) as usize {
-            let member = at + 12 + 12 * index;
-            let mut bits = self.u32(member + 8)?;
-            if has_bitfields {
-                bits &= 0x00ff_ffff;
-            }
-            let kind = self.u32(member + 4)?;
-            let name = self.name(member)?;
-            if name == wanted {
-                return Ok(Some((u64::from(bits / 8), kind)));
-            }
-            if !name.is_empty() {
-                continue;
-            }
-            let inner = *self.types.get(kind as usize).ok_or(BtfError::Malformed(member))?;
-            if !matches!(self.kind(inner)?, KIND_STRUCT | KIND_UNION) {
-                continue;
-            }
-            if let Some((offset, kind)) = self.find(inner, wanted)? {
-                return Ok(Some((u64::from(bits / 8) + offset, kind)));
+        // No recursion, and each structure once: what is malformed may be nested without an end.
+        let mut open = vec![(at, 0)];
+        let mut seen = HashSet::from([at]);
+        while let Some((at, base)) = open.pop() {
+            let info = self.u32(at + 4)?;
+            let has_bitfields = info >> 31 == 1;
+            for index in 0..(info & 0xffff) as usize {
+                let member = at + 12 + 12 * index;
+                let mut bits = self.u32(member + 8)?;
+                if has_bitfields {
+                    bits &= 0x00ff_ffff;
+                }
+                let offset = base + u64::from(bits / 8);
+                let kind = self.u32(member + 4)?;
+                let name = self.name(member)?;
+                if name == wanted {
+                    return Ok(Some((offset, kind)));
+                }
+                if !name.is_empty() {
+                    continue;
+                }
+                let inner = *self.types.get(kind as usize).ok_or(BtfError::Malformed(member))?;
+                if matches!(self.kind(inner)?, KIND_STRUCT | KIND_UNION) && seen.insert(inner) {
+                    open.push((inner, offset));
+                }
             }
         }
         Ok(None)
@@ -284,6 +287,43 @@ mod tests {
         assert_eq!(types.offset_of("a", "b").unwrap(), 12);
         assert!(matches!(types.offset_of("a", "d"), Err(BtfError::NoMember { .. })));
         assert!(matches!(types.offset_of("e", "d"), Err(BtfError::NoStructure("e"))));
+    }
+
+    #[test]
+    fn structures_that_contain_themselves_have_an_end() {
+        // 1: struct a { struct 2; struct 2 }; 2: struct { struct 1; struct 2 }
+        let types = [
+            1,
+            4 << 24 | 2,
+            8,
+            0,
+            2,
+            0,
+            0,
+            2,
+            32,
+            0,
+            4 << 24 | 2,
+            8,
+            0,
+            1,
+            0,
+            0,
+            2,
+            0,
+        ];
+        let types = KernelTypes::parse(btf(&types, b"\0a\0")).unwrap();
+        assert!(matches!(types.offset_of("a", "b"), Err(BtfError::NoMember { .. })));
+    }
+
+    #[test]
+    fn structures_may_be_nested_deeper_than_the_stack() {
+        const DEPTH: u32 = 100_000;
+        let nested = (0..DEPTH).flat_map(|depth| [u32::from(depth == 0), 4 << 24 | 1, 4, 0, depth + 2, 32]);
+        let innermost = [0, 4 << 24 | 1, 4, 3, 0, 0];
+        let types: Vec<_> = nested.chain(innermost).collect();
+        let types = KernelTypes::parse(btf(&types, b"\0a\0b\0")).unwrap();
+        assert_eq!(types.offset_of("a", "b").unwrap(), u64::from(4 * DEPTH));
     }
 
     #[test]

@@ -79,10 +79,16 @@ impl EventStream {
     pub fn take(&mut self) -> Option<Event> {
         loop {
             let item = self.ring.next()?;
-            if item.len() == size_of::<Event>() {
-                // SAFETY: the programs write whole `Event`s, which are plain data; the read needs no alignment.
-                return Some(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+            if let Some(event) = decoded(&item) {
+                return Some(event);
             }
         }
     }
+}
+
+/// The event in an item of the ring; `None`: it is something else.
+pub(super) fn decoded(item: &[u8]) -> Option<Event> {
+    let whole = item.len() == size_of::<Event>();
+    // SAFETY: it is as long as an `Event`, which is plain data; the read needs no alignment.
+    whole.then(|| unsafe { item.as_ptr().cast::<Event>().read_unaligned() })
 }

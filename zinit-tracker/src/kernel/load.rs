@@ -212,7 +212,7 @@ where
 }
 
 /// What the programs call `TASK_PID` and so on, found in the running kernel.
-fn offsets(types: &KernelTypes) -> Result<Vec<(&'static str, u64)>, BtfError> {
+pub(super) fn offsets(types: &KernelTypes) -> Result<Vec<(&'static str, u64)>, BtfError> {
     const MEMBERS: [(&str, &str, &str); 20] = [
         ("TASK_PID", "task_struct", "pid"),
         ("TASK_TGID", "task_struct", "tgid"),

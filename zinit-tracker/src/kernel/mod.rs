@@ -6,6 +6,8 @@
 mod books;
 mod btf;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod gate;
 mod hooks;
 mod load;

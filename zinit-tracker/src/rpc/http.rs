@@ -30,8 +30,8 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UnixStream, lookup_host},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, UnixStream, lookup_host},
     sync::{Notify, Semaphore},
     task::JoinHandle,
     time::{sleep, timeout},
@@ -91,18 +91,16 @@ impl FromStr for HttpAddress {
         } else if let Some(port_text) = text.strip_prefix(':') {
             (loopback, port(port_text)?)
         } else {
-            match text.rsplit_once(':') {
-                Some((host, port_text)) => (host.to_owned(), port(port_text)?),
-                None => (text.to_owned(), DEFAULT_PORT),
+            let (host, port) = match text.rsplit_once(':') {
+                Some((host, port_text)) => (host, port(port_text)?),
+                None => (text, DEFAULT_PORT),
+            };
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+            if host.is_empty() || !host.chars().all(is_plain) {
+                return Err(wrong());
             }
+            (host.to_owned(), port)
         };
-        let is_name = |host: &str| {
-            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-            !host.is_empty() && host.chars().all(plain)
-        };
-        if host.parse::<IpAddr>().is_err() && !is_name(&host) {
-            return Err(wrong());
-        }
         Ok(Self { host, port })
     }
 }
@@ -219,15 +217,15 @@ async fn accept(listener: TcpListener, front: Arc<Front>) {
 
 /// What stands in front of the socket.
 #[derive(Debug)]
-struct Front {
-    guard: Guard,
-    socket: PathBuf,
+pub(super) struct Front {
+    pub(super) guard: Guard,
+    pub(super) socket: PathBuf,
 }
 
 type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 impl Front {
-    async fn serve(&self, stream: TcpStream) {
+    pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) {
         let answered = Notify::new();
         let service = service_fn(|request| async {
             let reply = self.answer(request).await;
@@ -288,11 +286,11 @@ impl Front {
 
 /// Who may ask.
 #[derive(Debug)]
-struct Guard {
+pub(super) struct Guard {
     /// The host that the operator named, in lower case.
-    name: String,
+    pub(super) name: String,
     /// Only the loopback address is listened on.
-    local_only: bool,
+    pub(super) local_only: bool,
 }
 
 /// What a request is answered with that is not let through.
@@ -452,6 +450,8 @@ fn reply(status: StatusCode, content_type: &'static str, body: UnsyncBoxBody<Byt
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     fn address(text: &str) -> String {
@@ -484,6 +484,8 @@ mod tests {
             "a b:80",
             "[::1]:x",
             "user@host:1",
+            // Without brackets, where the address ends is anybody's guess.
+            "e:::0",
         ] {
             assert!(bad.parse::<HttpAddress>().is_err(), "{bad:?}");
         }

@@ -181,6 +181,25 @@ mod tests {
     }
 
     #[test]
+    fn an_id_is_the_same_each_time_it_is_passed_on() {
+        let id = |text: &str| {
+            single(&format!(r#"{{"jsonrpc":"2.0","id":{text},"method":"m"}}"#))
+                .unwrap()
+                .id
+        };
+        for text in [
+            "184467440718547758080",
+            "1.7976931348623157e308",
+            "0.1",
+            "-0.0",
+            "18446744073709551615",
+        ] {
+            let first = id(text);
+            assert_eq!(id(&json!(first).to_string()), first, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_request_is_refused_with_the_id_if_that_is_known() {
         for (text, code, id) in [
             ("{", -32700, "null"),

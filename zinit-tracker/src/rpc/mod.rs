@@ -9,6 +9,8 @@ mod client;
 mod connection;
 mod dispatch;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod http;
 mod lines;
 mod lock;

@@ -10,6 +10,8 @@ mod command;
 pub mod config;
 mod definition;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod graph;
 mod handle;
 mod handover;

@@ -60,7 +60,7 @@ pub(super) struct Run {
 
 /// What every file begins with.
 #[derive(Debug, Serialize, Deserialize)]
-struct Header {
+pub(super) struct Header {
     version: u32,
     /// `/proc/sys/kernel/random/boot_id`: pids and start times mean something within one boot.
     boot: String,
@@ -148,10 +148,7 @@ impl StateFiles {
         let (orders, received) = channel();
         let writer = Writer {
             directory: directory.to_owned(),
-            header: Header {
-                version: VERSION,
-                boot: boot_id(),
-            },
+            header: Header::of_boot(boot_id()),
             unsaved: BTreeMap::new(),
             complete: false,
             // By the supervisor before, if there was one.
@@ -249,13 +246,20 @@ impl StateFiles {
 
 /// What `supervisor.json` says beside the header.
 #[derive(Deserialize)]
-struct Supervisor {
+pub(super) struct Supervisor {
     #[serde(default)]
-    ended: bool,
+    pub(super) ended: bool,
+}
+
+/// The text of a file.
+pub(super) fn written(header: &Header, saved: Option<&Saved>, ended: bool) -> serde_json::Result<String> {
+    let mut text = serde_json::to_string(&Written { header, saved, ended })?;
+    text.push('\n');
+    Ok(text)
 }
 
 /// `None`: of another boot.
-fn supervisor(text: &str, boot: &str) -> Result<Option<Supervisor>, String> {
+pub(super) fn supervisor(text: &str, boot: &str) -> Result<Option<Supervisor>, String> {
     let Some(()) = check(text, boot)? else { return Ok(None) };
     serde_json::from_str::<Supervisor>(text)
         .map(Some)
@@ -263,7 +267,7 @@ fn supervisor(text: &str, boot: &str) -> Result<Option<Supervisor>, String> {
 }
 
 /// `None`: of another boot.
-fn service(text: &str, boot: &str) -> Result<Option<Saved>, String> {
+pub(super) fn service(text: &str, boot: &str) -> Result<Option<Saved>, String> {
     let Some(()) = check(text, boot)? else { return Ok(None) };
     serde_json::from_str(text).map(Some).map_err(|error| error.to_string())
 }
@@ -326,6 +330,12 @@ struct Writer {
     complete: bool,
     /// There may be a file that says that every service has one.
     marked: bool,
+}
+
+impl Header {
+    pub(super) fn of_boot(boot: String) -> Self {
+        Self { version: VERSION, boot }
+    }
 }
 
 impl Writer {
@@ -426,17 +436,11 @@ impl Writer {
 
     /// A file is there as a whole or not at all. Nothing has to survive the machine, so nothing is synchronised.
     fn write(&self, path: &Path, saved: Option<&Saved>, ended: bool) -> io::Result<()> {
-        let written = Written {
-            header: &self.header,
-            saved,
-            ended,
-        };
-        let text = serde_json::to_string(&written)?;
+        let text = written(&self.header, saved, ended)?;
         let mut file = tempfile::Builder::new()
             .prefix(".")
             .tempfile_in(path.parent().unwrap_or(path))?;
         file.write_all(text.as_bytes())?;
-        file.write_all(b"\n")?;
         file.persist(path)?;
         Ok(())
     }

@@ -214,7 +214,7 @@ impl Tracker {
 }
 
 impl Member {
-    fn new(tgid: u32, entry: &Process) -> Self {
+    pub(super) fn new(tgid: u32, entry: &Process) -> Self {
         Self {
             key: ProcessKey {
                 tgid,
@@ -237,7 +237,7 @@ impl Member {
 }
 
 impl Ended {
-    fn new(key: &ExitKey, exit: &Exit) -> Self {
+    pub(super) fn new(key: &ExitKey, exit: &Exit) -> Self {
         Self {
             key: ProcessKey {
                 tgid: key.tgid,

@@ -8,6 +8,8 @@ mod books;
 mod config;
 mod error;
 mod escapes;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod history;
 mod level;
 mod lineage;

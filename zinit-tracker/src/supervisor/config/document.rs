@@ -70,8 +70,8 @@ impl Complaint {
         Self {
             line: location.line(),
             column: location.column(),
-            field: field.to_owned(),
-            message: message.into(),
+            field: plain(field),
+            message: plain(&message.into()),
         }
     }
 
@@ -96,6 +96,18 @@ impl fmt::Display for Complaint {
         }
         f.write_str(&self.message)
     }
+}
+
+/// A line of text: keys and values that it quotes may have anything in them.
+fn plain(text: &str) -> String {
+    let plain = |c: char| {
+        if c.is_control() {
+            c.escape_default().collect()
+        } else {
+            c.to_string()
+        }
+    };
+    text.chars().map(plain).collect()
 }
 
 /// A service file that was understood.
@@ -461,7 +473,7 @@ fn environment(env: Option<Entries<String>>) -> Result<BTreeMap<String, String>,
     let entries = env.into_iter().flat_map(|Entries(entries)| entries);
     let checked = entries.map(|(name, value)| {
         let complain = |message: &str| {
-            let field = format!("env.{}", name.value.escape_debug());
+            let field = format!("env.{}", name.value);
             Complaint::new(name.referenced, &field, message)
         };
         if name.value.is_empty() || name.value.contains(['=', '\0']) {
@@ -503,7 +515,7 @@ fn limits(limits: Option<Entries<RawLimit>>) -> Result<Vec<Limit>, Complaint> {
             |(name, RawLimit { soft, hard })| match RESOURCES.iter().find(|(known, _)| *known == name.value) {
                 Some(&(_, resource)) => Ok(Limit { resource, soft, hard }),
                 None => {
-                    let field = format!("limits.{}", name.value.escape_debug());
+                    let field = format!("limits.{}", name.value);
                     let names = RESOURCES.map(|(name, _)| name).join(", ");
                     let message = format!("no such limit; there are {names}");
                     Err(Complaint::new(name.referenced, &field, message))
@@ -574,7 +586,7 @@ fn unknown_field(key: &Text, prefix: String) -> Complaint {
         Some(known) => format!("unknown field: did you mean {known}?"),
         None => "unknown field".to_owned(),
     };
-    Complaint::new(key.referenced, &field.escape_debug().to_string(), message)
+    Complaint::new(key.referenced, &field, message)
 }
 
 /// The candidate that looks most like the text, if one does.
@@ -852,6 +864,23 @@ limits:
             assert!(refused(text).contains("line 2, column "), "{}", refused(text));
             assert!(refused(text).contains(": limits: "), "{}", refused(text));
         }
+    }
+
+    #[test]
+    fn what_is_said_is_one_line_whatever_keys_and_values_have_in_them() {
+        for text in [
+            "exec: a\n\"x\\ny\": {? [}",
+            "exec: a\n\"x\\ny\": 1\n\"x\\ny\": 2",
+            "exec: a\nlog: \"x\\ny\\e[2J\"",
+            "exec: a\nenv: {\"x\\n=\": 1}",
+            "exec: a\nlimits: {\"x\\ny\": 1}",
+        ] {
+            let complaint = refused(text);
+            assert!(!complaint.contains(char::is_control), "{complaint:?}");
+            assert!(complaint.contains("x\\n"), "{complaint:?}");
+        }
+        let unknown = parsed("exec: a\n\"x\\ny\": 1").warnings[0].to_string();
+        assert_eq!(unknown, "line 2, column 1: x\\ny: unknown field");
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub fn read_environment(path: &Path) -> io::Result<BTreeMap<String, String>> {
 
 /// Lines `NAME=VALUE`, as pam_env(8) reads them: `export` may stand in front, quotes around the value; the rest is passed
 /// over.
-fn parse(text: &str) -> BTreeMap<String, String> {
+pub(super) fn parse(text: &str) -> BTreeMap<String, String> {
     let variable = |line: &str| {
         let line = line.trim();
         let line = line.strip_prefix("export ").unwrap_or(line).trim_start();

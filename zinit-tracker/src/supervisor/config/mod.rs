@@ -9,6 +9,8 @@
 mod check;
 mod document;
 mod environment;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod name;
 
 use std::{
@@ -244,6 +246,37 @@ impl ServiceDirectory {
         bad(name, ConfigError::Text { path, complaint })
     }
 
+    /// The text of a file with these fields, which a client gave, if that is good.
+    fn text_of(&self, service: &str, fields: &serde_json::Value) -> Result<String, SupervisorError> {
+        if !fields.is_object() {
+            return Err(bad(service, ConfigError::NoFields));
+        }
+        let text = serde_saphyr::to_string(fields).map_err(|error| SupervisorError::ServiceFile {
+            service: service.to_owned(),
+            source: error.into(),
+        })?;
+        if text.len() as u64 > MAX_FILE {
+            let path = self.file(service);
+            return Err(bad(service, ConfigError::TooLarge { path }));
+        }
+        // Places in a text that the client has not seen would only confuse it.
+        let complain = |complaint: Complaint| {
+            bad(
+                service,
+                ConfigError::Fields(Complaint {
+                    line: 0,
+                    column: 0,
+                    ..complaint
+                }),
+            )
+        };
+        let document = parse(&text, &self.path).map_err(complain)?;
+        match document.warnings.into_iter().next() {
+            Some(warning) => Err(complain(warning)),
+            None => Ok(text),
+        }
+    }
+
     /// Writes a file that is there as a whole or not at all, and replaces none.
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let mut file = tempfile::Builder::new()
@@ -286,32 +319,7 @@ impl Definitions for ServiceDirectory {
 
     fn create(&self, service: &str, file: &serde_json::Value) -> Result<(), SupervisorError> {
         check_name(service)?;
-        if !file.is_object() {
-            return Err(bad(service, ConfigError::NoFields));
-        }
-        let text = serde_saphyr::to_string(file).map_err(|error| SupervisorError::ServiceFile {
-            service: service.to_owned(),
-            source: error.into(),
-        })?;
-        if text.len() as u64 > MAX_FILE {
-            let path = self.file(service);
-            return Err(bad(service, ConfigError::TooLarge { path }));
-        }
-        // Places in a text that the client has not seen would only confuse it.
-        let fields = |complaint: Complaint| {
-            bad(
-                service,
-                ConfigError::Fields(Complaint {
-                    line: 0,
-                    column: 0,
-                    ..complaint
-                }),
-            )
-        };
-        let document = parse(&text, &self.path).map_err(fields)?;
-        if let Some(warning) = document.warnings.into_iter().next() {
-            return Err(fields(warning));
-        }
+        let text = self.text_of(service, file)?;
         self.write(service, &text).map_err(|error| {
             if error.kind() == io::ErrorKind::AlreadyExists {
                 SupervisorError::ServiceAlreadyExists {

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: zinit_fuzz::prepare(), |data: &[u8]| zinit_tracker::fuzzing::records(data));
