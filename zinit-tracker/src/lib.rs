@@ -23,7 +23,9 @@
 //! same works by looking at `/proc`, as well as that goes ([`Level`]); [`Tracker::tracking`] and every report say so.
 
 mod fallback;
+mod http;
 mod kernel;
+pub mod metrics;
 pub mod process;
 pub mod rpc;
 pub mod stop;
@@ -34,7 +36,7 @@ mod units;
 pub use fallback::{Blindness, ProcfsError};
 pub use kernel::{
     BooksError, BtfError, Capability, EventStream, EventsError, GateKind, KernelError, LoadError, PinError, ProgramLog,
-    Requirement, RequirementError, can_pin, requirements,
+    ProgramRuns, Requirement, RequirementError, can_pin, requirements,
 };
 pub use stop::{StopError, StopPolicy, StopReport, stop};
 pub use tracker::{Config, Level, Member, Pins, Service, ServiceId, ServiceInfo, Tracker, TrackerError, Tracking};

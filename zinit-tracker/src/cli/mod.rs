@@ -8,6 +8,7 @@ mod escapes;
 mod events;
 mod history;
 mod listing;
+mod metrics;
 mod output;
 mod parse;
 mod print;
@@ -95,6 +96,7 @@ enum Command {
     Escapes(escapes::Options),
     Events(events::Options),
     History(history::Options),
+    Metrics(metrics::Options),
     Attach(attach::Options),
     Stop(stop::Options),
     Release(release::Options),
@@ -188,6 +190,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Escapes(options) => escapes::run(global, options),
         Command::Events(options) => runtime()?.block_on(events::run(global, options)),
         Command::History(options) => history::run(global, options),
+        Command::Metrics(options) => runtime()?.block_on(metrics::run(global, options)),
         Command::Attach(options) => attach::run(global, options),
         Command::Release(options) => release::run(global, options),
         Command::Doctor(options) => runtime()?.block_on(doctor::run(global, options)),

@@ -12,6 +12,7 @@ mod load;
 mod log;
 mod pins;
 mod requirements;
+mod runs;
 mod sys;
 
 pub(crate) use books::Kernel;
@@ -27,3 +28,4 @@ pub(crate) use pins::Guard;
 pub use pins::{PinError, can_pin};
 pub(crate) use requirements::check as check_requirements;
 pub use requirements::{Capability, Requirement, RequirementError, requirements};
+pub use runs::ProgramRuns;

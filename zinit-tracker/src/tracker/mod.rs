@@ -44,7 +44,7 @@ use self::books::Books;
 use crate::{
     fallback::Sight,
     kernel::{
-        EventStream, EventsError, Gate, GateKind, Kernel, KernelError, LoadOptions, PinError, ProgramLog,
+        EventStream, EventsError, Gate, GateKind, Kernel, KernelError, LoadOptions, PinError, ProgramLog, ProgramRuns,
         check_requirements,
     },
     process::{
@@ -256,6 +256,15 @@ impl Tracker {
     /// When a program cannot be inspected.
     pub fn misses(&self) -> Result<Vec<(&'static str, u64)>, TrackerError> {
         self.books.misses()
+    }
+
+    /// How often each program ran since it was loaded, and for how long.
+    ///
+    /// # Errors
+    ///
+    /// When a program cannot be inspected.
+    pub fn program_runs(&self) -> Result<Vec<ProgramRuns>, TrackerError> {
+        self.books.program_runs()
     }
 
     /// How many processes can be tracked at a time.
