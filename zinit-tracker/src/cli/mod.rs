@@ -3,6 +3,7 @@
 mod attach;
 mod clock;
 mod completions;
+mod diff;
 mod doctor;
 mod escapes;
 mod events;
@@ -94,6 +95,7 @@ enum Command {
     Tree(tree::Options),
     Why(why::Options),
     Escapes(escapes::Options),
+    Diff(diff::Options),
     Events(events::Options),
     History(history::Options),
     Metrics(metrics::Options),
@@ -188,6 +190,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Tree(options) => tree::run(global, options),
         Command::Why(options) => why::run(global, options),
         Command::Escapes(options) => escapes::run(global, options),
+        Command::Diff(options) => diff::run(global, options),
         Command::Events(options) => runtime()?.block_on(events::run(global, options)),
         Command::History(options) => history::run(global, options),
         Command::Metrics(options) => runtime()?.block_on(metrics::run(global, options)),

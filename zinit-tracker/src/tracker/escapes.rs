@@ -117,12 +117,17 @@ struct Home {
 
 /// Where a process that was started for a service began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Origin {
-    session: Option<u32>,
-    group: Option<u32>,
+pub(super) struct Origin {
+    pub(super) session: Option<u32>,
+    pub(super) group: Option<u32>,
 }
 
 impl Origin {
+    pub(super) const UNKNOWN: Self = Self {
+        session: None,
+        group: None,
+    };
+
     /// A supervisor has its services lead sessions of their own, `run` leaves them in the caller's.
     fn of(member: &Member, task: &Task) -> Self {
         let tgid = member.key.tgid;
@@ -134,7 +139,7 @@ impl Origin {
     }
 
     /// Of a process that is dead, as far as those show it who were created in it.
-    fn of_dead(tgid: u32, members: &[Member]) -> Self {
+    pub(super) fn of_dead(tgid: u32, members: &[Member]) -> Self {
         let led = |id: fn(&Member) -> u32| members.iter().any(|member| id(member) == tgid).then_some(tgid);
         Self {
             session: led(|member| member.session),
@@ -230,11 +235,10 @@ impl Tracker {
     ) -> Result<Home, TrackerError> {
         let main = members.iter().find(|member| Some(member.key) == info.main);
         let origin_of = |member: &Member| tasks.get(&member.key).map(|task| Origin::of(member, task));
-        let unknown = Origin {
-            session: None,
-            group: None,
+        let dead = || {
+            info.main
+                .map_or(Origin::UNKNOWN, |key| Origin::of_dead(key.tgid, members))
         };
-        let dead = || info.main.map_or(unknown, |key| Origin::of_dead(key.tgid, members));
         let others = members
             .iter()
             .filter(|member| member.spawned && Some(member.key) != info.main);

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod books;
+mod compare;
 mod config;
 mod error;
 mod escapes;
@@ -25,6 +26,7 @@ use std::{
 };
 
 pub use adopt::{Adoption, Suspect};
+pub use compare::{Comparison, Finding, Method, Missed, Reason, Stranger, Why};
 pub use config::{Config, DEFAULT_PINS, Level, Pins};
 pub use error::TrackerError;
 pub use escapes::{Departure, Escape};
