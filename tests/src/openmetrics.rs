@@ -219,7 +219,7 @@ mod tests {
             format!("{kind}a_total 1\n# EOF\n"),
             format!("{help}{kind}a_total 1\na_total 2\n# EOF\n"),
             format!("{help}{kind}a_total{{x=\"1\"y=\"2\"}} 1\n# EOF\n"),
-            format!("{help}{kind}a_total{{x=\"1} 1\n# EOF\n"),
+            format!("{help}{kind}a_total{{x=\"1}} 1\n# EOF\n"),
             format!("{help}{kind}a_total{{x=\"\\t\"}} 1\n# EOF\n"),
             format!("{help}{kind}a_total 1\n{help}{kind}# EOF\n"),
             format!("a_total 1\n{help}{kind}# EOF\n"),

@@ -61,7 +61,7 @@ impl HttpServer {
 
 impl Answers for Supervisor {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
-        if let Err(refusal) = check(request.method(), request.headers()) {
+        if let Err(refusal) = check_request(request.method(), request.headers()) {
             return refused(&refusal);
         }
         let too_large = || plain(StatusCode::PAYLOAD_TOO_LARGE, "a request has at most 1 MiB");
@@ -90,7 +90,7 @@ impl Answers for Supervisor {
 }
 
 /// Refuses what a form or a link can send.
-fn check(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_request(method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
     let refuse = |status, reason| Err(Refusal { status, reason });
     if method != Method::POST {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "send JSON-RPC requests with POST");
@@ -196,7 +196,7 @@ mod tests {
         let check = |method: Method, content_type: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.extend(content_type.map(|text| (CONTENT_TYPE, text.parse().unwrap())));
-            super::check(&method, &headers).map_err(|refusal| refusal.status.as_u16())
+            check_request(&method, &headers).map_err(|refusal| refusal.status.as_u16())
         };
         for method in [Method::GET, Method::OPTIONS, Method::PUT] {
             assert_eq!(check(method, Some("application/json")), Err(405));
