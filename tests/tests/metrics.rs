@@ -380,6 +380,30 @@ fn a_client_can_only_hold_up_itself() {
     assert_eq!(served.end(Signal::SIGTERM), Some(0));
 }
 
+#[test]
+fn who_holds_the_lock_of_the_books_holds_up_neither_clients_nor_the_end() {
+    let sandbox = Sandbox::new();
+    let served = Served::start(sandbox.pins());
+    let lock = std::fs::File::open(sandbox.pins()).unwrap();
+    lock.lock().unwrap();
+    let (head, body) = served.get("/metrics", "");
+    assert!(
+        head.starts_with("http/1.1 503 ") && body.contains("lslocks"),
+        "{head}\n{body}"
+    );
+    lock.unlock().unwrap();
+    assert_eq!(served.scrape().value("zinit_loaded", &[]), Some(1.0));
+    lock.lock().unwrap();
+    let mut waiting = served.connect();
+    waiting
+        .write_all(format!("GET /metrics HTTP/1.1\r\nHost: {}\r\n\r\n", served.address).as_bytes())
+        .unwrap();
+    // The lock is held until the server has ended.
+    assert_eq!(served.end(Signal::SIGTERM), Some(0));
+    lock.unlock().unwrap();
+    sandbox.close();
+}
+
 /// Asks the kernel to measure programs for as long as the descriptor is open (`BPF_ENABLE_STATS`, Linux 5.8).
 fn measure_programs() -> std::os::fd::OwnedFd {
     use std::os::fd::{FromRawFd as _, OwnedFd};

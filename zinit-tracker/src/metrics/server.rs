@@ -4,7 +4,7 @@
 //! user from removing the pins.
 
 use std::{
-    sync::mpsc::{self, Receiver, Sender},
+    sync::mpsc::{self, Receiver, SyncSender, TrySendError},
     thread,
     time::Duration,
 };
@@ -25,10 +25,13 @@ use crate::{
 /// How long a reading may take. It waits while others hold the lock of the books.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// Who waits for a reading, those included that have given up while it hangs.
+const MOST_WAITING: usize = 64;
+
 type Answer = Result<Reading, String>;
 
 /// The thread that reads. If it hangs, nothing waits for it: not the clients, and not the end of the program.
-struct Books(Sender<oneshot::Sender<Answer>>);
+struct Books(SyncSender<oneshot::Sender<Answer>>);
 
 impl HttpServer {
     /// Begins to answer `GET /metrics`, with what the books say that are pinned then.
@@ -41,7 +44,7 @@ impl HttpServer {
     ///
     /// Outside a Tokio runtime.
     pub async fn metrics(address: &HttpAddress, config: Config) -> Result<Self, HttpError> {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = mpsc::sync_channel(MOST_WAITING);
         thread::spawn(move || read(&receiver, || Reading::take(&config)));
         Self::answering(address, Books(sender), "sees names and figures of all services").await
     }
@@ -81,23 +84,35 @@ impl Answers for Books {
             );
         };
         let (sender, receiver) = oneshot::channel();
-        let asked = self.0.send(sender).is_ok();
+        match self.0.try_send(sender) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return too_long(),
+            Err(TrySendError::Disconnected(_)) => return no_reader(),
+        }
         match timeout(PATIENCE, receiver).await {
             Ok(Ok(Ok(reading))) => match reading.text(format) {
                 Ok(text) => respond(StatusCode::OK, format.content_type(), text.into()),
                 Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
             },
             Ok(Ok(Err(error))) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error),
-            Err(_) if asked => plain(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "reading the books takes too long: `lslocks` names who holds their lock",
-            ),
-            _ => plain(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "a fault: the books are not read any more",
-            ),
+            Ok(Err(_)) => no_reader(),
+            Err(_) => too_long(),
         }
     }
+}
+
+fn too_long() -> Reply {
+    plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "reading the books takes too long: `lslocks` names who holds their lock",
+    )
+}
+
+fn no_reader() -> Reply {
+    plain(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "a fault: the books are not read any more",
+    )
 }
 
 #[cfg(test)]
@@ -108,7 +123,7 @@ mod tests {
 
     #[test]
     fn all_who_wait_share_a_reading() {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = mpsc::sync_channel(3);
         let mut waiting: Vec<_> = (0..3)
             .map(|_| {
                 let (client, answer) = oneshot::channel();

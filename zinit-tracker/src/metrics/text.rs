@@ -180,7 +180,7 @@ impl Books {
         )?;
         families.counter(
             "zinit_dropped_events",
-            "Events that found the ring buffer full. No decision depends on an event.",
+            "Events that found the ring buffer full, as they do while nobody reads them. No decision depends on an event.",
             stats.event_drops,
         )?;
         families.counter(

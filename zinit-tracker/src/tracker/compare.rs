@@ -184,6 +184,8 @@ struct World {
     /// What the main process led if it is dead, as far as its members show that.
     led: Origin,
     members: Vec<Member>,
+    /// Their pids.
+    stays: HashSet<u32>,
     /// Members that live, of whatever service, by pid.
     services: HashMap<u32, ServiceId>,
     names: HashMap<ServiceId, String>,
@@ -267,6 +269,7 @@ impl Tracker {
             own,
             cgroups,
             living: self.living()?,
+            stays: members.iter().map(|member| member.pid).collect(),
             members,
         };
         Ok((world, first.symmetric_difference(&last).count()))
@@ -345,17 +348,17 @@ impl World {
 
     /// Goes up from the member to where the line of parents leaves the service.
     fn why_no_descendant(&self, member: &Member, row: &Row) -> Why {
-        let (mut top, mut parent) = (member, row.parent);
+        let (mut top, mut parent) = (member.pid, row.parent);
         // Each read at its own moment, so that the line might be a circle.
         for _ in 0..self.members.len() {
-            let above = self.members.iter().find(|other| other.pid == parent);
-            let Some((above, row)) = above.and_then(|above| Some((above, self.rows.get(&above.pid)?))) else {
+            let above = self.rows.get(&parent).filter(|_| self.stays.contains(&parent));
+            let Some(above) = above else {
                 break;
             };
-            (top, parent) = (above, row.parent);
+            (top, parent) = (parent, above.parent);
         }
-        if top.key != member.key {
-            return Why::Other(Reason::Below { pid: top.pid });
+        if top != member.pid {
+            return Why::Other(Reason::Below { pid: top });
         }
         let creator = self.living.get(&member.parent);
         Why::Other(Reason::Parent {
