@@ -10,7 +10,9 @@ use std::{
 
 use serde_json::{Value, json};
 use zinit_tests::{
-    TestCgroup, members,
+    Cleanup, Marker, TestCgroup,
+    daemon::wait_for,
+    members,
     oracle::{Place, cgroup, place},
     sandbox::{Played, Sandbox},
     tool,
@@ -324,6 +326,43 @@ async fn a_service_that_is_never_at_rest_is_compared_all_the_same() {
         assert_eq!(finding(&said, method)["strangers"], json!([]), "{said:#}");
     }
     end(sandbox, played).await;
+}
+
+#[tokio::test]
+async fn the_dead_are_not_found() {
+    let sandbox = Sandbox::new();
+    let marker = Marker::new();
+    let _cleanup = Cleanup::new(&marker);
+    let service = sandbox.tracker.register("web").unwrap();
+    let mut command = tokio::process::Command::new("sh");
+    // What the shell has created, its successor does not reap.
+    command
+        .args(["-c", "true & exec sleep 3661"])
+        .env(Marker::ENV, marker.as_str());
+    let mut child = sandbox.tracker.spawn(&service, command.process_group(0)).unwrap();
+    let main = child.id().unwrap();
+    let children = format!("/proc/{main}/task/{main}/children");
+    let is_dead = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains(") Z ")
+    };
+    wait_for("a zombie is there", || {
+        let executed = std::fs::read(format!("/proc/{main}/cmdline")).unwrap() == b"sleep\x003661\0";
+        executed && is_dead(std::fs::read_to_string(&children).unwrap().trim())
+    });
+    let (said, _) = diff(&sandbox, "web");
+    for method in ["parents", "group"] {
+        let finding = finding(&said, method);
+        assert_eq!(
+            (&finding["found"], &finding["strangers"]),
+            (&json!(1), &json!([])),
+            "{said:#}"
+        );
+    }
+    let report = zinit_tracker::stop(&sandbox.tracker, &service, &StopPolicy::default()).await;
+    assert!(report.unwrap().proven);
+    child.wait().await.unwrap();
+    sandbox.close();
 }
 
 #[test]

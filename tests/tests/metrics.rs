@@ -214,6 +214,23 @@ async fn those_who_escaped_are_counted_by_what_they_have_left() {
 }
 
 #[tokio::test]
+async fn whether_the_main_process_lives_is_shown_and_that_nobody_does() {
+    let sandbox = Sandbox::new();
+    let mut played = sandbox.play("spawn-and-exit", ["0"]);
+    played.child.wait().await.unwrap();
+    let service = ("service", "test/spawn-and-exit");
+    let metrics = printed(sandbox.pins());
+    let of_service = |name: &str| metrics.value(name, &[service]);
+    assert_eq!(of_service("zinit_service_main_process"), Some(0.0));
+    assert_eq!(of_service("zinit_service_processes"), Some(1.0));
+    sandbox.stop(&mut played, &StopPolicy::default()).await;
+    let metrics = printed(sandbox.pins());
+    assert_eq!(metrics.value("zinit_service_processes", &[service]), Some(0.0));
+    assert_eq!(metrics.value("zinit_service_exits_total", &[service]), Some(2.0));
+    sandbox.close();
+}
+
+#[tokio::test]
 async fn what_speaks_against_the_books_has_a_reason() {
     let sandbox = Sandbox::new();
     let marker = Marker::new();
