@@ -7,6 +7,7 @@
 //! - [`resources`] asks whether what they held is free again;
 //! - [`holds`] keeps processes from ending;
 //! - [`orphans`] reaps them where they are many;
+//! - [`openmetrics`] reads metrics by the letter of their specification;
 //! - [`random`] repeats what was random;
 //! - [`sandbox`] has a tracker of a test's own to set them against, [`supervised`] a supervisor, [`daemon`] a supervisor as
 //!   users have it, and [`tool`](mod@tool) the programs.
@@ -17,6 +18,7 @@ pub mod actor_command;
 pub mod cleanup;
 pub mod daemon;
 pub mod holds;
+pub mod openmetrics;
 pub mod oracle;
 pub mod orphans;
 pub mod random;

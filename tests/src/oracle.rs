@@ -131,6 +131,37 @@ pub fn start_time_ticks(pid: i32) -> Option<u64> {
     Stat::read(&format!("/proc/{pid}")).map(|stat| stat.start_time_ticks)
 }
 
+/// Where a process stands, by which some look for it. Ids are those of the namespace of /proc, 0 if they are outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The parent's pid.
+    pub parent: i32,
+    /// The process group.
+    pub group: i32,
+    /// The session.
+    pub session: i32,
+}
+
+/// Where the process with that pid stands now, if there is one: fields 4 to 6 of /proc/PID/stat.
+pub fn place(pid: i32) -> Option<Place> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut numbers = fields.split_whitespace().skip(1).map_while(|field| field.parse().ok());
+    Some(Place {
+        parent: numbers.next()?,
+        group: numbers.next()?,
+        session: numbers.next()?,
+    })
+}
+
+/// The cgroup of version 2 of the process with that pid, if there is one.
+pub fn cgroup(pid: i32) -> Option<String> {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = cgroups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(path.to_owned())
+}
+
 /// The pid that was given out last, in the namespace of the caller: it changes with every new process and thread.
 fn last_created_pid() -> i32 {
     let load = fs::read_to_string("/proc/loadavg").expect("/proc is mounted wherever the tests run");

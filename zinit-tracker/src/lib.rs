@@ -25,7 +25,9 @@
 mod fallback;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod http;
 mod kernel;
+pub mod metrics;
 pub mod process;
 pub mod rpc;
 pub mod stop;
@@ -36,7 +38,7 @@ mod units;
 pub use fallback::{Blindness, ProcfsError};
 pub use kernel::{
     BooksError, BtfError, Capability, EventStream, EventsError, GateKind, KernelError, LoadError, PinError, ProgramLog,
-    Requirement, RequirementError, can_pin, requirements,
+    ProgramRuns, Requirement, RequirementError, can_pin, requirements,
 };
 pub use stop::{StopError, StopPolicy, StopReport, stop};
 pub use tracker::{Config, Level, Member, Pins, Service, ServiceId, ServiceInfo, Tracker, TrackerError, Tracking};

@@ -98,15 +98,17 @@ const OTHERS: &[&str] = &["6.12"];
 /// Groups that run in no guest: what tests the actors alone, or what stands above the tracker, says nothing about a kernel
 /// (that it boots one is what `--pid1` shows), nor does what is done without BPF, and twenty thousand processes take more memory than a
 /// guest has.
-pub(crate) const LEFT_OUT: [&str; 25] = [
+pub(crate) const LEFT_OUT: [&str; 27] = [
     "actor",
     "dependencies",
+    "diff",
     "fallback",
     "hanging",
     "idle",
     "limits",
     "listings",
     "locked",
+    "metrics",
     "pid1",
     "reaping",
     "requests",

@@ -3,11 +3,13 @@
 mod attach;
 mod clock;
 mod completions;
+mod diff;
 mod doctor;
 mod escapes;
 mod events;
 mod history;
 mod listing;
+mod metrics;
 mod output;
 mod parse;
 mod print;
@@ -93,8 +95,10 @@ enum Command {
     Tree(tree::Options),
     Why(why::Options),
     Escapes(escapes::Options),
+    Diff(diff::Options),
     Events(events::Options),
     History(history::Options),
+    Metrics(metrics::Options),
     Attach(attach::Options),
     Stop(stop::Options),
     Release(release::Options),
@@ -186,8 +190,10 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Tree(options) => tree::run(global, options),
         Command::Why(options) => why::run(global, options),
         Command::Escapes(options) => escapes::run(global, options),
+        Command::Diff(options) => diff::run(global, options),
         Command::Events(options) => runtime()?.block_on(events::run(global, options)),
         Command::History(options) => history::run(global, options),
+        Command::Metrics(options) => runtime()?.block_on(metrics::run(global, options)),
         Command::Attach(options) => attach::run(global, options),
         Command::Release(options) => release::run(global, options),
         Command::Doctor(options) => runtime()?.block_on(doctor::run(global, options)),

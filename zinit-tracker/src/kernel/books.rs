@@ -25,6 +25,7 @@ use super::{
     load::{self, LoadError, LoadOptions},
     log::ProgramLog,
     pins::{Guard, PinDirectory, PinError},
+    runs::ProgramRuns,
     sys,
 };
 use crate::process::ProcessKey;
@@ -457,7 +458,23 @@ impl Kernel {
 
     /// How often the kernel skipped each hook.
     pub(crate) fn misses(&self) -> Result<Vec<(&'static str, u64)>, BooksError> {
-        self.hooks()?.misses()
+        let runs = self.hooks()?.runs()?;
+        Ok(runs.iter().map(|runs| (runs.program, runs.recursion_misses)).collect())
+    }
+
+    /// How often each program ran.
+    pub(crate) fn program_runs(&self) -> Result<Vec<ProgramRuns>, BooksError> {
+        let programs = &self.programs;
+        let mut runs = self.hooks()?.runs()?;
+        runs.extend(programs.gates.runs()?);
+        runs.extend([
+            ProgramRuns::of(program::SPAWN, programs.spawn.fd())?,
+            ProgramRuns::of(program::STATE, programs.state.fd())?,
+            ProgramRuns::of(program::RELEASE, programs.release.fd())?,
+            ProgramRuns::of(program::TASKS, lock(&programs.tasks).fd())?,
+            ProgramRuns::of(program::ADOPT, lock(&programs.adopt).fd())?,
+        ]);
+        Ok(runs)
     }
 
     /// How often the kernel skipped the hook that sees deaths. Such a death is found when it is looked for, or when the

@@ -11,6 +11,7 @@ use zinit_ebpf::{NO_SERVICE, PROBE_ERRNO, program};
 use super::{
     books::{BooksError, Kernel, failed, lock},
     pins::PinDirectory,
+    runs::ProgramRuns,
 };
 
 /// How a gate works.
@@ -64,6 +65,15 @@ impl Gates {
             deny: deny.map_err(failed("open a pinned program"))?,
             sys_enter: sys_enter.map_err(failed("open a pinned program"))?,
         })
+    }
+
+    /// How often each gate ran since it was loaded.
+    pub(super) fn runs(&self) -> Result<Vec<ProgramRuns>, BooksError> {
+        let mut runs = vec![ProgramRuns::of(program::GATE, lock(&self.sys_enter).fd())?];
+        if let Some(deny) = &self.deny {
+            runs.push(ProgramRuns::of(program::DENY, lock(deny).fd())?);
+        }
+        Ok(runs)
     }
 
     fn close_task_alloc(&self) -> Result<Option<LsmLink>, BooksError> {

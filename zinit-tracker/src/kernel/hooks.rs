@@ -21,7 +21,7 @@ use super::{
     books::{BooksError, OpenError, failed},
     load,
     pins::PinDirectory,
-    sys,
+    runs::ProgramRuns,
 };
 
 /// Programs that are attached for as long as the tracker is loaded, each with its tracepoint.
@@ -85,14 +85,13 @@ impl Hooks {
         Ok(mended)
     }
 
-    /// How often the kernel skipped each hook since it was loaded.
-    pub(super) fn misses(&self) -> Result<Vec<(&'static str, u64)>, BooksError> {
-        let misses = |hook: &Hook| {
-            let fd = hook.program.fd().map_err(failed("inspect a program"))?;
-            let misses = sys::recursion_misses(fd).map_err(failed("inspect a program"))?;
-            Ok((hook.name, misses))
-        };
-        self.hooks.iter().map(misses).collect()
+    /// How often each hook ran since it was loaded, and was skipped.
+    pub(super) fn runs(&self) -> Result<Vec<ProgramRuns>, BooksError> {
+        let runs = self
+            .hooks
+            .iter()
+            .map(|hook| ProgramRuns::of(hook.name, hook.program.fd()));
+        runs.collect()
     }
 }
 

@@ -14,6 +14,7 @@ mod load;
 mod log;
 mod pins;
 mod requirements;
+mod runs;
 mod sys;
 
 pub(crate) use books::Kernel;
@@ -29,3 +30,4 @@ pub(crate) use pins::Guard;
 pub use pins::{PinError, can_pin};
 pub(crate) use requirements::check as check_requirements;
 pub use requirements::{Capability, Requirement, RequirementError, requirements};
+pub use runs::ProgramRuns;

@@ -75,10 +75,11 @@ pub(crate) fn entries<K: Pod, V: Pod>(map: BorrowedFd<'_>, max_entries: u32) -> 
     }
 }
 
-/// How often the kernel skipped a program because it was already running on that CPU. 0 on 5.10, which never skips.
+/// What the kernel says of a program. `recursion_misses` is how often it was skipped because it was already running on that
+/// CPU: 0 on 5.10, which never skips.
 ///
-/// `BPF_OBJ_GET_INFO_BY_FD`; the field is in kernel 5.12 and later.
-pub(crate) fn recursion_misses(program: impl AsFd) -> io::Result<u64> {
+/// `BPF_OBJ_GET_INFO_BY_FD`; that field is in kernel 5.12 and later.
+pub(crate) fn program_info(program: impl AsFd) -> io::Result<bpf_prog_info> {
     // SAFETY: a plain C structure, for which all zeros is a value.
     let mut info: bpf_prog_info = unsafe { mem::zeroed() };
     let mut attr = zeroed_attr();
@@ -86,5 +87,5 @@ pub(crate) fn recursion_misses(program: impl AsFd) -> io::Result<u64> {
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     attr.info.info = (&raw mut info) as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info.recursion_misses)
+    Ok(info)
 }

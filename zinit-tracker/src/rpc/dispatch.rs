@@ -9,13 +9,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::{
     error::{INTERNAL_ERROR, RpcError, SERVICE_SURVIVORS, causes, report_value},
-    http::{HttpAddress, HttpServer},
     message::Request,
     method::{self, Call},
     openrpc,
     shapes::{ServiceStats, ServiceStatus, states},
 };
 use crate::{
+    http::{HttpAddress, HttpServer},
     stop::StopReport,
     supervisor::{Handle, LogRing, Reloaded, ShutdownReport, SupervisorError},
 };

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     path::PathBuf,
     pin::Pin,
     sync::LazyLock,
@@ -16,11 +17,12 @@ use tokio::{
 };
 
 use super::{
-    http::{Front, Guard},
+    http::Supervisor,
     lines::{Line, Lines},
     message::{Answer, Entry, Id, MAX_BATCH, Message, Params},
     method, plain,
 };
+use crate::http::{Front, Guard};
 
 /// A stream that brings a few bytes at a time.
 struct Pieces<'a> {
@@ -117,11 +119,13 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 /// without having asked.
 pub fn http_request(data: &[u8]) {
     let front = Front {
-        guard: Guard {
-            name: "localhost".to_owned(),
-            local_only: true,
+        guard: Guard::new(
+            &"localhost:80".parse().expect("it is an address"),
+            (Ipv4Addr::LOCALHOST, 80).into(),
+        ),
+        answers: Supervisor {
+            socket: PathBuf::from("/nonexistent/socket"),
         },
-        socket: PathBuf::from("/nonexistent/socket"),
     };
     let mut reply = Vec::new();
     RUNTIME.block_on(async {

@@ -27,9 +27,10 @@ pub use client::{Client, ClientError};
 pub use connection::MAX_REQUEST;
 pub use dispatch::{Dispatcher, Upgrade};
 pub use error::{KINDS, Kind, RpcError};
-pub use http::{AddressError, HttpAddress, HttpError, HttpServer};
 pub use lock::Holder;
 pub use message::MAX_BATCH;
 pub use room::MAX_BATCH_ANSWER;
 pub use server::{Listener, Server, ServerError};
 pub use shapes::{ServiceStats, ServiceStatus, Usage};
+
+pub use crate::http::{AddressError, HttpAddress, HttpError, HttpServer};

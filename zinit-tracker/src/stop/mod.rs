@@ -13,7 +13,7 @@ mod survivor;
 mod urgency;
 
 pub use policy::{StopPolicy, Target};
-pub use proof::Doubt;
+pub use proof::{Doubt, Evidence};
 pub use protocol::{StopError, dry_run, stop};
 pub use report::{Fate, GateUse, SentSignal, StopReport, StoppedProcess};
 pub use signal::signal_named;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     fallback::{Blindness, Confinement, Sight},
-    tracker::ServiceInfo,
+    tracker::{ServiceInfo, Tracker, TrackerError},
 };
 
 /// A reason why the books may not tell everything.
@@ -51,6 +51,35 @@ pub enum Doubt {
     },
 }
 
+impl Doubt {
+    /// What the kernel's books can be doubted for at any time, by [`Doubt::reason`].
+    pub const OF_BOOKS: [&str; 7] = [
+        "lost-operations",
+        "missed-creations",
+        "adopted",
+        "unwatched",
+        "detached-hooks",
+        "replaced-pins",
+        "out-of-sight",
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::LostOperations { .. } => "lost-operations",
+            Self::MissedCreations { .. } => "missed-creations",
+            Self::Adopted => "adopted",
+            Self::Unwatched => "unwatched",
+            Self::DetachedHooks { .. } => "detached-hooks",
+            Self::ReplacedPins { .. } => "replaced-pins",
+            Self::OutOfSight => "out-of-sight",
+            Self::UnobservedDeaths { .. } => "unobserved-deaths",
+            Self::ProcfsTracking { .. } => "procfs-tracking",
+        }
+    }
+}
+
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -88,7 +117,7 @@ pub(super) fn doubt_of_level(sight: Sight) -> Option<Doubt> {
 
 /// What is known of the books as a whole when a service is judged.
 #[derive(Debug, Default)]
-pub(super) struct Evidence {
+pub struct Evidence {
     /// Creations that the kernel has skipped since the hooks were loaded.
     pub(super) missed_creations: u64,
     /// Hooks that are not attached.
@@ -97,8 +126,30 @@ pub(super) struct Evidence {
     pub(super) replaced_pins: Vec<&'static str>,
 }
 
+impl Evidence {
+    /// As it is now.
+    ///
+    /// # Errors
+    ///
+    /// When the counters cannot be read.
+    pub fn gather(tracker: &Tracker) -> Result<Self, TrackerError> {
+        Ok(Self {
+            missed_creations: tracker.missed_creations()?,
+            loose_hooks: tracker.loose_hooks(),
+            replaced_pins: tracker.replaced_pins(),
+        })
+    }
+
+    /// Everything that speaks against the kernel's books of one service now, those nested in it left out. What only a stop finds out is
+    /// not among it: [`Doubt::UnobservedDeaths`].
+    #[must_use]
+    pub fn against(&self, tracker: &Tracker, service: &ServiceInfo) -> Vec<Doubt> {
+        doubts(service, self, tracker.is_out_of_sight(service))
+    }
+}
+
 /// Everything that speaks against the books of one service; `out_of_sight`: the caller may not see all of its processes.
-pub(super) fn doubts(service: &ServiceInfo, evidence: &Evidence, out_of_sight: bool) -> Vec<Doubt> {
+fn doubts(service: &ServiceInfo, evidence: &Evidence, out_of_sight: bool) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     if service.lost > 0 {
         doubts.push(Doubt::LostOperations { count: service.lost });
@@ -128,4 +179,30 @@ pub(super) fn doubts(service: &ServiceInfo, evidence: &Evidence, out_of_sight: b
         doubts.push(Doubt::OutOfSight);
     }
     doubts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubt_is_called_in_metrics_what_it_is_called_in_reports() {
+        let of_books = [
+            Doubt::LostOperations { count: 1 },
+            Doubt::MissedCreations { count: 1 },
+            Doubt::Adopted,
+            Doubt::Unwatched,
+            Doubt::DetachedHooks { hooks: Vec::new() },
+            Doubt::ReplacedPins { pins: Vec::new() },
+            Doubt::OutOfSight,
+        ];
+        assert_eq!(of_books.each_ref().map(Doubt::reason), Doubt::OF_BOOKS);
+        let others = [
+            Doubt::UnobservedDeaths { count: 1 },
+            Doubt::ProcfsTracking { blind_to: Vec::new() },
+        ];
+        for doubt in of_books.iter().chain(&others) {
+            assert_eq!(serde_json::to_value(doubt).unwrap()["reason"], doubt.reason());
+        }
+    }
 }

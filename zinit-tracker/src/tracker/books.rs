@@ -11,7 +11,7 @@ use zinit_ebpf::{Exit, ExitKey, Process, Service, StateChange, Stats, Task};
 use super::TrackerError;
 use crate::{
     fallback::{Procfs, Sight},
-    kernel::{self, EventStream, EventsError, Gate, Kernel, ProgramLog},
+    kernel::{self, EventStream, EventsError, Gate, Kernel, ProgramLog, ProgramRuns},
     process::{Pidfd, ProcessKey},
 };
 
@@ -187,6 +187,14 @@ impl Books {
     pub(super) fn misses(&self) -> Result<Vec<(&'static str, u64)>, TrackerError> {
         match self {
             Self::Kernel(kernel) => Ok(kernel.misses()?),
+            Self::Procfs(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// How often each program ran; there are none without the kernel's books.
+    pub(super) fn program_runs(&self) -> Result<Vec<ProgramRuns>, TrackerError> {
+        match self {
+            Self::Kernel(kernel) => Ok(kernel.program_runs()?),
             Self::Procfs(_) => Ok(Vec::new()),
         }
     }

@@ -13,7 +13,7 @@ use zinit_ebpf::Task;
 
 use super::{
     Link, Member, Service, ServiceInfo, Tracker, TrackerError,
-    lineage::{climb, known},
+    lineage::{Known, climb, known},
 };
 use crate::process::{ProcessKey, facts};
 
@@ -72,6 +72,23 @@ pub enum Departure {
     },
 }
 
+impl Departure {
+    /// Every [`Departure::name`].
+    pub const NAMES: [&str; 5] = ["session", "group", "parent", "cgroup", "namespace"];
+
+    /// What was left, as JSON and metrics call it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Session { .. } => "session",
+            Self::Group { .. } => "group",
+            Self::Parent { .. } => "parent",
+            Self::Cgroup { .. } => "cgroup",
+            Self::Namespace { .. } => "namespace",
+        }
+    }
+}
+
 impl fmt::Display for Departure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -100,12 +117,17 @@ struct Home {
 
 /// Where a process that was started for a service began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Origin {
-    session: Option<u32>,
-    group: Option<u32>,
+pub(super) struct Origin {
+    pub(super) session: Option<u32>,
+    pub(super) group: Option<u32>,
 }
 
 impl Origin {
+    pub(super) const UNKNOWN: Self = Self {
+        session: None,
+        group: None,
+    };
+
     /// A supervisor has its services lead sessions of their own, `run` leaves them in the caller's.
     fn of(member: &Member, task: &Task) -> Self {
         let tgid = member.key.tgid;
@@ -117,13 +139,20 @@ impl Origin {
     }
 
     /// Of a process that is dead, as far as those show it who were created in it.
-    fn of_dead(tgid: u32, members: &[Member]) -> Self {
+    pub(super) fn of_dead(tgid: u32, members: &[Member]) -> Self {
         let led = |id: fn(&Member) -> u32| members.iter().any(|member| id(member) == tgid).then_some(tgid);
         Self {
             session: led(|member| member.session),
             group: led(|member| member.group),
         }
     }
+}
+
+/// What the books say at some moment, and who exists.
+struct Look {
+    members: Vec<Member>,
+    known: Known,
+    tasks: HashMap<ProcessKey, Task>,
 }
 
 /// What `/proc` says of where a process is.
@@ -142,20 +171,48 @@ impl Tracker {
     /// [`TrackerError::NotRegistered`], or when the books cannot be read.
     pub fn escapes(&self, service: &Service) -> Result<Vec<Escape>, TrackerError> {
         let info = self.info(service)?;
+        self.escapes_of(&info, &self.look()?)
+    }
+
+    /// As [`Tracker::escapes`], of every service, with one look at the books for all of them.
+    ///
+    /// # Errors
+    ///
+    /// When the books cannot be read.
+    pub fn all_escapes(&self) -> Result<Vec<(ServiceInfo, Vec<Escape>)>, TrackerError> {
+        let look = self.look()?;
+        let mut escapes = Vec::new();
+        for info in self.services()? {
+            let of_service = self.escapes_of(&info, &look)?;
+            escapes.push((info, of_service));
+        }
+        Ok(escapes)
+    }
+
+    fn look(&self) -> Result<Look, TrackerError> {
         // The living first: one that dies in between is among the dead then.
         let members = self.all_members()?;
         let known = known(&self.services()?, &members, &self.all_ended()?);
-        let members: Vec<_> = members.into_iter().filter(|member| member.service == info.id).collect();
         let tasks = self.books.tasks()?;
-        let tasks: HashMap<_, _> = tasks.iter().map(|task| (key_of(task), task)).collect();
-        let home = self.home(&info, &members, &tasks)?;
+        Ok(Look {
+            members,
+            known,
+            tasks: tasks.into_iter().map(|task| (key_of(&task), task)).collect(),
+        })
+    }
+
+    fn escapes_of(&self, info: &ServiceInfo, look: &Look) -> Result<Vec<Escape>, TrackerError> {
+        let of_service = |member: &&Member| member.service == info.id;
+        let members: Vec<_> = look.members.iter().filter(of_service).cloned().collect();
+        let tasks = &look.tasks;
+        let home = self.home(info, &members, tasks)?;
         let own: HashSet<_> = members.iter().map(|member| member.key.tgid).collect();
         let mut escapes = Vec::new();
         for member in members {
             let Some(task) = tasks.get(&member.key) else {
                 continue;
             };
-            let (line, _) = climb(&known, member.key);
+            let (line, _) = climb(&look.known, member.key);
             let mut left = departures(&home, home.origin_of(&line), &own, &member, task);
             if Some(member.key) != home.main
                 && let Some(of_main) = &home.place
@@ -174,15 +231,14 @@ impl Tracker {
         &self,
         info: &ServiceInfo,
         members: &[Member],
-        tasks: &HashMap<ProcessKey, &Task>,
+        tasks: &HashMap<ProcessKey, Task>,
     ) -> Result<Home, TrackerError> {
         let main = members.iter().find(|member| Some(member.key) == info.main);
         let origin_of = |member: &Member| tasks.get(&member.key).map(|task| Origin::of(member, task));
-        let unknown = Origin {
-            session: None,
-            group: None,
+        let dead = || {
+            info.main
+                .map_or(Origin::UNKNOWN, |key| Origin::of_dead(key.tgid, members))
         };
-        let dead = || info.main.map_or(unknown, |key| Origin::of_dead(key.tgid, members));
         let others = members
             .iter()
             .filter(|member| member.spawned && Some(member.key) != info.main);

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod books;
+mod compare;
 mod config;
 mod error;
 mod escapes;
@@ -27,6 +28,7 @@ use std::{
 };
 
 pub use adopt::{Adoption, Suspect};
+pub use compare::{Comparison, Finding, Method, Missed, Reason, Stranger, Why};
 pub use config::{Config, DEFAULT_PINS, Level, Pins};
 pub use error::TrackerError;
 pub use escapes::{Departure, Escape};
@@ -46,7 +48,7 @@ use self::books::Books;
 use crate::{
     fallback::Sight,
     kernel::{
-        EventStream, EventsError, Gate, GateKind, Kernel, KernelError, LoadOptions, PinError, ProgramLog,
+        EventStream, EventsError, Gate, GateKind, Kernel, KernelError, LoadOptions, PinError, ProgramLog, ProgramRuns,
         check_requirements,
     },
     process::{
@@ -260,6 +262,15 @@ impl Tracker {
     /// When a program cannot be inspected.
     pub fn misses(&self) -> Result<Vec<(&'static str, u64)>, TrackerError> {
         self.books.misses()
+    }
+
+    /// How often each program ran since it was loaded, and for how long.
+    ///
+    /// # Errors
+    ///
+    /// When a program cannot be inspected.
+    pub fn program_runs(&self) -> Result<Vec<ProgramRuns>, TrackerError> {
+        self.books.program_runs()
     }
 
     /// How many processes can be tracked at a time.

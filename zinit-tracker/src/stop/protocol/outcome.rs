@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{Stop, StopError};
 use crate::{
     stop::{
-        proof::{Doubt, Evidence, doubt_of_level, doubts},
+        proof::{Doubt, Evidence, doubt_of_level},
         report::StopReport,
         survivor::{Refusal, Survivor},
     },
@@ -58,15 +58,10 @@ impl Stop<'_> {
 
     /// What speaks against the books, for any service of the family.
     pub(super) fn book_doubts(&self) -> Result<Vec<Doubt>, StopError> {
-        let evidence = Evidence {
-            missed_creations: self.tracker.missed_creations()?,
-            loose_hooks: self.tracker.loose_hooks(),
-            replaced_pins: self.tracker.replaced_pins(),
-        };
+        let evidence = Evidence::gather(self.tracker)?;
         let mut doubted = Vec::new();
         for kin in &self.family {
-            let out_of_sight = self.tracker.is_out_of_sight(&kin.info);
-            for doubt in doubts(&kin.info, &evidence, out_of_sight) {
+            for doubt in evidence.against(self.tracker, &kin.info) {
                 if !doubted.contains(&doubt) {
                     doubted.push(doubt);
                 }
