@@ -212,7 +212,9 @@ async fn a_main_process_that_is_dead_leaves_little_to_go_by() {
             "{said}"
         );
         assert!(
-            said.contains("session: unknown, as the main process is dead: finds 0 of 1\n"),
+            said.contains(
+                "session: unknown, as the main process is dead, or has one of another pid namespace: finds 0 of 1\n"
+            ),
             "{said}"
         );
         end(sandbox, played).await;

@@ -53,7 +53,7 @@ pub enum Method {
     },
     /// The process group of the main process.
     Group {
-        /// Which; `None`: the main process is dead, and nothing shows which it was.
+        /// Which; `None`: the main process is dead, and nothing shows which it was, or it is none of the caller's pid namespace.
         id: Option<u32>,
     },
     /// The session of the main process.
@@ -72,8 +72,11 @@ pub enum Method {
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNKNOWN: &str = "unknown, as the main process is dead";
-        let id = |id: &Option<u32>| id.map_or(UNKNOWN.to_owned(), |id| id.to_string());
+        const DEAD: &str = "unknown, as the main process is dead";
+        let id = |id: &Option<u32>| match id {
+            Some(id) => id.to_string(),
+            None => format!("{DEAD}, or has one of another pid namespace"),
+        };
         match self {
             Self::Parents { roots } if roots.is_empty() => {
                 f.write_str("parents: from nobody, as those that were started are dead")
@@ -84,7 +87,7 @@ impl fmt::Display for Method {
             }
             Self::Group { id: group } => write!(f, "process group: {}", id(group)),
             Self::Session { id: session } => write!(f, "session: {}", id(session)),
-            Self::Cgroup { path: None, .. } => write!(f, "cgroup: {UNKNOWN}"),
+            Self::Cgroup { path: None, .. } => write!(f, "cgroup: {DEAD}"),
             Self::Cgroup {
                 hierarchies,
                 path: Some(path),
@@ -370,7 +373,8 @@ impl World {
 
     /// By a number that the main process has, or had.
     fn by_id(&self, of: fn(&Row) -> u32, led: Option<u32>, method: fn(Option<u32>) -> Method) -> Finding {
-        let id = self.main().map(of).or(led);
+        // 0 is whatever the caller's pid namespace does not show.
+        let id = self.main().map(of).or(led).filter(|id| *id != 0);
         let inside = self.rows.iter().filter(|(_, row)| Some(of(row)) == id);
         let found = inside.map(|(pid, _)| *pid).collect();
         self.finding(method(id), &found, |_, row| match (method(id), id) {
