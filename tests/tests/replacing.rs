@@ -131,3 +131,33 @@ async fn what_one_left_that_died_while_replacing_is_cleared_away() {
     assert_all_replaced(&before, &pinned(&sandbox));
     sandbox.close();
 }
+
+#[tokio::test]
+async fn a_replacement_that_was_broken_off_is_finished_without_a_gap() {
+    let sandbox = Sandbox::with(|config| config.sources = build(0));
+    let mut played = sandbox.play("setsid", [""; 0]);
+    drop(sandbox.successor(build(1)));
+    let pins = pinned(&sandbox);
+    // As if whoever replaced them had died before the links had their places.
+    let links = sandbox.pins().join("v2/links");
+    for hook in ["zinit_fork", "zinit_exit"] {
+        fs::rename(links.join(hook), links.join(format!("{hook}_new"))).unwrap();
+    }
+    drop(sandbox.second_client());
+    assert_eq!(pinned(&sandbox), pins);
+    assert!(!sandbox.tracker.info(&played.service).unwrap().unwatched);
+    sandbox.stop(&mut played, &StopPolicy::default()).await;
+    sandbox.close();
+}
+
+#[tokio::test]
+async fn who_was_there_before_two_replacements_finds_the_build_that_he_knows() {
+    let sandbox = Sandbox::with(|config| config.sources = build(0));
+    let mut played = sandbox.play("setsid", [""; 0]);
+    drop(sandbox.successor(build(1)));
+    drop(sandbox.successor(build(0)));
+    let pins = pinned(&sandbox);
+    sandbox.stop(&mut played, &StopPolicy::default()).await;
+    assert_eq!(pinned(&sandbox), pins, "the hooks were attached all the time");
+    sandbox.close();
+}

@@ -64,6 +64,11 @@ impl Escape {
         }
     }
 
+    fn oneshot(mut self) -> Self {
+        self.yaml.push_str("oneshot: true\n");
+        self
+    }
+
     /// Stops it, and asserts that nothing is left the moment the command returns.
     fn stop(&self, daemon: &Daemon) -> Value {
         let report = daemon.json(&["stop", &self.name, "--json"]);
@@ -149,8 +154,8 @@ fn other_sessions_parents_and_ways_to_create_a_process_lead_nowhere() {
         Escape::new("vfork", &[], Ending::Asked, 2),
         Escape::new("posix-spawn", &[], Ending::Asked, 2),
         Escape::new("clone-parent", &[], Ending::Asked, 2),
-        // The main process has exited: the supervisor may have stopped the rest by itself before it is asked to.
-        Escape::new("double-fork-orphan", &[], Ending::Asked, 0),
+        // The main process has exited: of a service that may, the rest lives on until it is stopped.
+        Escape::new("double-fork-orphan", &[], Ending::Asked, 1).oneshot(),
     ]);
 }
 

@@ -5,17 +5,21 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use zinit_tests::{
     daemon::{Daemon, wait_for},
-    survivors,
+    random::Random,
+    rounds, survivors,
     tool::zinit,
 };
+use zinit_tracker::{Config, Level, Pins, Tracker};
 
 /// The program under another name, which stands for another build: the kernel tells which name a process executes.
 fn build(daemon: &Daemon, name: &str) -> PathBuf {
@@ -185,7 +189,20 @@ fn no_fork_is_missed_under_load() {
     daemon.run();
     daemon.wait_for_state("forks", "Running");
     for round in 1..=3 {
+        // The daemon's programs are another build's now, so that its successor replaces them.
+        let other = Config {
+            pins: Pins::Shared(daemon.pins().to_owned()),
+            instance: "test".to_owned(),
+            level: Level::Ebpf,
+            replace_programs: true,
+            sources: [round; 32],
+            ..Config::default()
+        };
+        drop(Tracker::open(&other).unwrap());
+        let hook = daemon.pins().join("v2/programs/zinit_fork");
+        let before = fs::metadata(&hook).unwrap().ino();
         upgrade(&daemon, &build(&daemon, &format!("zinit-{round}")));
+        assert_ne!(fs::metadata(&hook).unwrap().ino(), before, "{}", daemon.log());
     }
     fs::write(&stop, "").unwrap();
     let mut forked = None;
@@ -210,7 +227,7 @@ fn clients_that_come_meanwhile_wait() {
     daemon.wait_for_state("web", "Running");
     let binary = build(&daemon, "next");
     let mut upgrade = daemon.command(&["upgrade", "--binary", binary.to_str().unwrap()]);
-    let mut upgrade = upgrade.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut upgrade = upgrade.stdout(Stdio::null()).spawn().unwrap();
     let mut asked = 0;
     loop {
         let ended = upgrade.try_wait().unwrap();
@@ -298,23 +315,88 @@ fn the_file_in_the_place_of_the_daemons_own_is_the_default() {
 }
 
 #[test]
-fn at_level_procfs_services_go_on_too() {
-    let mut daemon = Daemon::prepare(&[
-        ("web", "exec: sh -c 'setsid sleep 3601 & exec sleep 3600'\n"),
-        ("ends", "exec: sleep 3600\nrestart: {policy: never}\n"),
-    ]);
+fn without_pinned_books_it_is_refused() {
+    let mut daemon = Daemon::prepare(&[("web", "exec: sleep 3600\n")]);
     daemon.run_as(daemon.init(&["--tracking", "procfs"]));
     daemon.wait_for_state("web", "Running");
-    daemon.wait_for_state("ends", "Running");
-    let before = survivors(&daemon.marker).len();
     let pid = daemon.pid("web");
-    upgrade(&daemon, &build(&daemon, "next"));
-    assert_eq!(daemon.pid("web"), pid, "{}", daemon.log());
-    assert_eq!(survivors(&daemon.marker).len(), before);
-    daemon.does(&["kill", "ends", "SIGKILL"]);
-    daemon.wait_for_state("ends", "Error(");
-    let output = daemon.zinit(&["stop", "web", "--json"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["processes"].as_array().unwrap().len(), 2, "{report:#}");
+    let line = daemon.refuses(&["upgrade"]);
+    assert!(line.contains("the books are not pinned"), "{line}");
+    assert_eq!((daemon.pid("web"), daemon.state("web")), (pid, "Running".to_owned()));
+    daemon.shutdown();
+}
+
+#[test]
+fn a_signal_that_comes_meanwhile_is_not_lost() {
+    let Random(first) = Random::seeded(7);
+    for seed in (first..).take(rounds(6) as usize) {
+        let mut random = Random(seed);
+        let mut daemon = Daemon::start(&[("web", "exec: sh -c 'setsid sleep 3601 & exec sleep 3600'\n")]);
+        daemon.wait_for_state("web", "Running");
+        let mut upgrade = daemon.command(&["upgrade"]);
+        let mut upgrade = upgrade.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.below(80_000) as u64));
+        daemon.signal(Signal::TERM);
+        daemon.assert_ends_well();
+        // Whether it succeeds depends on who was first.
+        upgrade.wait().unwrap();
+    }
+}
+
+#[test]
+fn more_descriptors_than_services_may_have_are_handed_over() {
+    let names: Vec<_> = (0..40).map(|number| format!("s{number}")).collect();
+    let mut daemon = Daemon::prepare(&[]);
+    for name in &names {
+        daemon.write(name, "exec: sleep 3600\n");
+    }
+    let init = daemon.init(&[]);
+    let mut command = Command::new("prlimit");
+    command
+        .arg("--nofile=64:4096")
+        .arg(init.get_program())
+        .args(init.get_args());
+    for (name, value) in init.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    daemon.run_as(command);
+    for name in &names {
+        daemon.wait_for_state(name, "Running");
+    }
+    let before = statuses(&daemon);
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.process().as_raw_pid()))
+        .unwrap()
+        .count();
+    assert!(descriptors > 64, "{descriptors}");
+    for round in 1..=2 {
+        upgrade(&daemon, &build(&daemon, &format!("zinit-{round}")));
+        assert_eq!(statuses(&daemon), before, "{}", daemon.log());
+    }
+    daemon.does(&["restart", "s0"]);
+    daemon.wait_for_state("s0", "Running");
+    let limit = of_process(&daemon, "s0", "limits", "Max open files");
+    assert_eq!(limit.split_whitespace().nth(3), Some("64"), "{limit}");
+    daemon.shutdown();
+}
+
+#[test]
+fn a_program_that_does_not_understand_the_command_line_is_refused() {
+    let mut daemon = Daemon::prepare(&[("web", "exec: sleep 3600\n")]);
+    daemon.run();
+    daemon.wait_for_state("web", "Running");
+    // It takes over, but from a supervisor that was started otherwise.
+    let script = format!(
+        "[ \"$1 $2\" = \"upgrade --check\" ] && exec {} upgrade --check -- zinit init --of-another-build",
+        zinit().display()
+    );
+    let other = daemon.script("other", &script);
+    let line = daemon.refuses(&["upgrade", "--binary", &other]);
+    assert!(line.contains("otherwise than with status 0"), "{line}");
+    let own = daemon.zinit(&["upgrade", "--check", "--", "zinit", "init", "--container"]);
+    assert!(own.status.success());
+    assert_eq!(daemon.state("web"), "Running");
     daemon.shutdown();
 }

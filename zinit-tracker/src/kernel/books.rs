@@ -170,6 +170,7 @@ impl Kernel {
         if layout.sources != zinit_ebpf::SOURCES {
             tracing::debug!("the pinned programs are of another build with the same layout");
         }
+        Hooks::settle(&pins)?;
         let kernel = Self::join(pins, exclusive, layout, None)?;
         match kernel.mend_hooks(exclusive) {
             Ok(mended) if mended.is_empty() => {}
@@ -282,6 +283,8 @@ impl Kernel {
     /// which hooks. The caller holds the books exclusively.
     pub(crate) fn mend_hooks(&self, _exclusive: &Guard) -> Result<Vec<&'static str>, OpenError> {
         let mut hooks = self.hooks()?;
+        // Nobody replaces them now, but somebody may have since they were opened.
+        hooks.refresh(&self.pins)?;
         let loose = hooks.loose(&self.pins);
         if loose.is_empty() {
             return Ok(loose);
@@ -299,11 +302,16 @@ impl Kernel {
 
     /// Hooks that are loaded but not attached, or not by their own link.
     pub(crate) fn loose_hooks(&self) -> Vec<&'static str> {
-        match self.hooks() {
-            Ok(hooks) => hooks.loose(&self.pins),
+        let mut hooks = match self.hooks() {
+            Ok(hooks) => hooks,
             // Their pins are gone.
-            Err(_) => lock(&self.programs.hooks).loose(&self.pins),
+            Err(_) => lock(&self.programs.hooks),
+        };
+        let loose = hooks.loose(&self.pins);
+        if loose.is_empty() || hooks.refresh(&self.pins).is_err() {
+            return loose;
         }
+        hooks.loose(&self.pins)
     }
 
     /// The hooks that are in use: other ones than before if another program has replaced them by those of another build.
@@ -323,39 +331,48 @@ impl Kernel {
     /// Loads this build's programs for the same maps, attaches them, and only then lets go of those that are pinned: no event is
     /// missed in between, and one that both see counts once. The caller holds the books exclusively.
     ///
-    /// Whoever dies on the way leaves hooks that are attached as before, or that the next one finds loose.
+    /// Whoever dies on the way leaves each hook attached, and successors that the next one finds ([`Hooks::settle`]).
     fn replace_programs(&self, _exclusive: &Guard, options: LoadOptions) -> Result<Layout, OpenError> {
         let pins = &self.pins;
-        pins.remove_successors()?;
         let same = LoadOptions {
             max_processes: Some(self.max_processes),
             ..options
         };
         let (mut ebpf, _) = load::load(same, Some(pins))?;
-        if let Err(error) = hooks::pin(&mut ebpf, pins, PinDirectory::successor) {
-            pins.remove_successors()?;
-            return Err(error);
+        let replaced = hooks::pin(&mut ebpf, pins, PinDirectory::successor).and_then(|()| self.succeed(&ebpf, options));
+        if replaced.is_err() {
+            Hooks::settle(pins)?;
         }
-        // The new programs count from 0, and what services were registered with must not hide what they miss.
-        let missed = self.missed_creations()?;
-        for (name, program) in ebpf.programs() {
-            if program.fd().is_ok() {
-                PinDirectory::succeed(&pins.program(name))?;
-            }
-        }
-        for (name, _) in HOOKS {
-            if pins.program(name).exists() {
-                PinDirectory::succeed(&pins.link(name))?;
-            }
-        }
-        let layout = Layout {
-            sources: options.sources,
-            missed_earlier: u32::try_from(missed).unwrap_or(u32::MAX),
-            ..self.layout()?
+        replaced
+    }
+
+    /// Lets programs and links that are pinned as successors take their places.
+    fn succeed(&self, ebpf: &Ebpf, options: LoadOptions) -> Result<Layout, OpenError> {
+        let set = |layout: Layout| {
+            let set = lock(&self.maps.layout).set(0, layout, 0);
+            set.map(|()| layout).map_err(failed("write the layout"))
         };
-        lock(&self.maps.layout)
-            .set(0, layout, 0)
-            .map_err(failed("write the layout"))?;
+        // The new programs count from 0, and what services were registered with must not hide what they miss. Before they count:
+        // to count some twice is a doubt, to forget some would be none.
+        let missed = u32::try_from(self.missed_creations()?).unwrap_or(u32::MAX);
+        let layout = set(Layout {
+            missed_earlier: missed,
+            ..self.layout()?
+        })?;
+        let loaded: Vec<_> = ebpf
+            .programs()
+            .filter_map(|(name, program)| program.fd().is_ok().then_some(name))
+            .collect();
+        for name in &loaded {
+            PinDirectory::succeed(&self.pins.program(name))?;
+            if HOOKS.iter().any(|(hook, _)| hook == name) {
+                PinDirectory::succeed(&self.pins.link(name))?;
+            }
+        }
+        let layout = set(Layout {
+            sources: options.sources,
+            ..layout
+        })?;
         tracing::info!("the eBPF programs of another build were replaced, without a gap");
         Ok(layout)
     }

@@ -66,6 +66,35 @@ impl Hooks {
         Ok(Self { hooks, sources })
     }
 
+    /// Opens them anew, unless there are fewer than before: somebody has removed pins.
+    pub(super) fn refresh(&mut self, pins: &PinDirectory) -> Result<(), BooksError> {
+        let found = Self::pinned(pins, self.sources)?;
+        if found.hooks.len() >= self.hooks.len() {
+            self.hooks = found.hooks;
+        }
+        Ok(())
+    }
+
+    /// Finishes or takes back what one left that died while it replaced programs: a link whose program is in its place belongs there
+    /// too. The caller holds the books exclusively.
+    pub(super) fn settle(pins: &PinDirectory) -> Result<(), OpenError> {
+        for (name, _) in HOOKS {
+            let path = pins.link(name);
+            let successor = PinDirectory::successor(&path);
+            if !successor.exists() {
+                continue;
+            }
+            let place = BtfTracePoint::from_pin(pins.program(name)).and_then(|program| Ok(program.info()?.id()));
+            let attached = PinnedLink::from_pin(&successor).and_then(|link| FdLink::from(link).info());
+            if let (Ok(place), Ok(attached)) = (place, attached)
+                && attached.program_id() == place
+            {
+                PinDirectory::succeed(&path)?;
+            }
+        }
+        Ok(pins.remove_successors()?)
+    }
+
     /// Hooks that are not attached as the loader did it: their link is gone, or is another program's.
     pub(super) fn loose(&self, pins: &PinDirectory) -> Vec<&'static str> {
         let loose = self.hooks.iter().filter(|hook| !hook.is_attached(pins));

@@ -299,7 +299,11 @@ impl PinDirectory {
     /// Removes successors that never took their places.
     pub(super) fn remove_successors(&self) -> Result<(), PinError> {
         for directory in [self.links(), self.programs()] {
-            for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+            let entries = match fs::read_dir(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.map_err(failed("list", &directory))?,
+            };
+            for entry in entries {
                 let path = entry.map_err(failed("list", &directory))?.path();
                 if path.as_os_str().as_encoded_bytes().ends_with(SUCCESSOR.as_bytes()) {
                     fs::remove_file(&path).map_err(failed("remove", &path))?;

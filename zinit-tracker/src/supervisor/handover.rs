@@ -79,12 +79,29 @@ impl Handover {
         self.asked.get().is_some()
     }
 
-    /// Waits until the states of all services are saved, for 15 s at most: the successor goes on with what is saved.
-    pub async fn settle(&self) {
-        if let Some(state) = &self.context.state
-            && timeout(PATIENCE, state.settled()).await.is_err()
-        {
-            tracing::warn!("the newest states are not saved: the disk does not answer");
+    /// Why a successor would not find everything; `None`: it would.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<&'static str> {
+        if self.is_too_late() {
+            return Some("the supervisor is shutting down");
+        }
+        if self.context.tracker.pin_directory().is_none() {
+            return Some(
+                "the books are not pinned, so processes that have left their parents would be lost: stop the services first",
+            );
+        }
+        if self.context.state.is_none() {
+            return Some("states are not saved, so services would be started anew: the supervisor's messages say why");
+        }
+        None
+    }
+
+    /// Waits until the states of all services are saved, for 15 s at most: the successor goes on with what is saved. Returns whether they
+    /// are.
+    pub async fn settle(&self) -> bool {
+        match &self.context.state {
+            Some(state) => timeout(PATIENCE, state.settled()).await.unwrap_or(false),
+            None => false,
         }
     }
 

@@ -14,8 +14,16 @@
 //! In a container all of them shut down. A supervisor that is not PID 1 shuts down on SIGTERM and SIGINT. Only PID 1 outside
 //! a container powers off or reboots the machine; others end.
 
-use std::{env, fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::mpsc::channel, thread, time::Duration};
+use std::{
+    env, fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool, mpsc::channel},
+    thread,
+    time::Duration,
+};
 
+use nix::sys::signal::SigSet;
 use rustix::{
     fs::{AtFlags, StatxAttributes, StatxFlags},
     mount::{MountFlags, mount},
@@ -55,6 +63,25 @@ pub fn is_pid_1() -> bool {
 #[must_use]
 pub fn missing_path() -> Option<&'static str> {
     (is_pid_1() && env::var_os("PATH").is_none()).then_some(PATH)
+}
+
+/// Lets this process have as many descriptors as it may; services get what it had when this was called first.
+pub fn raise_descriptor_limit() {
+    super::command::raise_descriptor_limit();
+}
+
+/// Blocks all signals in the calling thread, and in those that it creates from now on. Launched services start with none blocked.
+pub fn block_signals() {
+    if let Err(error) = SigSet::all().thread_block() {
+        tracing::warn!(%error, "signals stay as they are");
+    }
+}
+
+/// Lets the calling thread receive signals, once there are handlers: those included that came while all were blocked.
+pub fn unblock_signals() {
+    if let Err(error) = SigSet::all().thread_unblock() {
+        tracing::warn!(%error, "signals stay blocked");
+    }
 }
 
 /// Takes up the duties: orphans of services fall to this process, and as PID 1 outside a container the file systems are
@@ -110,7 +137,11 @@ fn is_mount_point(path: &Path) -> io::Result<bool> {
 
 /// Signals that ask for the end.
 #[derive(Debug)]
-pub struct Signals(mpsc::UnboundedReceiver<Finished>);
+pub struct Signals {
+    asked: mpsc::UnboundedReceiver<Finished>,
+    /// Set by the handler itself, before anybody else knows.
+    came: Arc<AtomicBool>,
+}
 
 impl Signals {
     /// Listens from now on. Must be called within a tokio runtime.
@@ -119,8 +150,10 @@ impl Signals {
     ///
     /// When a signal cannot be handled.
     pub fn listen(container: bool) -> io::Result<Self> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, asked) = mpsc::unbounded_channel();
+        let came = Arc::new(AtomicBool::new(false));
         for (kind, finished) in meanings(is_pid_1(), container) {
+            signal_hook::flag::register(kind.as_raw_value(), Arc::clone(&came))?;
             let mut signals = signal(kind)?;
             let sender = sender.clone();
             tokio::spawn(async move {
@@ -132,12 +165,18 @@ impl Signals {
                 }
             });
         }
-        Ok(Self(receiver))
+        Ok(Self { asked, came })
+    }
+
+    /// Is true from when the first one came, also if nobody has heard of it yet.
+    #[must_use]
+    pub fn came(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.came)
     }
 
     /// The next one. Cancel-safe.
     pub async fn next(&mut self) -> Finished {
-        match self.0.recv().await {
+        match self.asked.recv().await {
             Some(finished) => finished,
             // Those who listen do so as long as the runtime lives.
             None => std::future::pending().await,
@@ -227,6 +266,7 @@ pub fn hold() -> ! {
     let asking = meanings.iter().map(|(kind, _)| kind.as_raw_value());
     match signal_hook::iterator::Signals::new(asking.chain([libc::SIGCHLD])) {
         Ok(mut signals) => {
+            unblock_signals();
             reap();
             for signal in signals.forever() {
                 reap();

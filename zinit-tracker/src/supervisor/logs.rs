@@ -227,6 +227,18 @@ impl LogRing {
         paused
     }
 
+    /// Whether every pipe that is read now is among these.
+    #[must_use]
+    pub fn is_all(&self, paused: &Paused) -> bool {
+        let ring = self.ring();
+        let live = ring.pipes.iter().filter(|pipe| pipe.file.strong_count() > 0);
+        let is_paused = |pipe: &Reading| {
+            let mut files = paused.pipes.iter().map(|paused| Arc::as_ptr(&paused.file));
+            files.any(|file| file == pipe.file.as_ptr())
+        };
+        live.into_iter().all(is_paused)
+    }
+
     /// Takes up what another supervisor has paused: its lines, oldest first, and the pipes that it read.
     ///
     /// # Errors

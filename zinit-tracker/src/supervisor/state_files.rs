@@ -112,8 +112,8 @@ enum Order {
     Complete,
     /// Everything is removed; after an end that left processes, what says so is kept.
     End { clean: bool },
-    /// Tells when everything ordered before is done.
-    Barrier(oneshot::Sender<()>),
+    /// Tells when everything ordered before is done, and whether it could be.
+    Barrier(oneshot::Sender<bool>),
 }
 
 /// The directory, and the thread that writes there.
@@ -235,12 +235,12 @@ impl StateFiles {
         self.order(Order::End { clean });
     }
 
-    /// Waits until everything that was given to be saved is, or could not be. Cancel-safe.
-    pub(super) async fn settled(&self) {
+    /// Waits until everything that was given to be saved is, or could not be; whether it is. Cancel-safe.
+    pub(super) async fn settled(&self) -> bool {
         let (done, settled) = oneshot::channel();
         self.order(Order::Barrier(done));
         // An error means that the thread is gone, which was said.
-        drop(settled.await);
+        settled.await.unwrap_or(false)
     }
 }
 
@@ -386,8 +386,9 @@ impl Writer {
         if mark && self.unsaved.is_empty() {
             self.mark(false);
         }
+        let saved = !self.is_behind();
         for done in barriers {
-            if done.send(()).is_err() {
+            if done.send(saved).is_err() {
                 tracing::debug!("whoever waited for states to be saved does not any more");
             }
         }
@@ -424,7 +425,8 @@ impl Writer {
     }
 
     fn mark(&mut self, ended: bool) {
-        let written = self.write(&self.directory.join(SUPERVISOR), None, ended);
+        let path = self.directory.join(SUPERVISOR);
+        let written = self.write(&path, None, ended);
         match &written {
             // It is tried again and again.
             Err(error) if !self.marked => tracing::debug!(%error, "failed to save that all states are saved"),
@@ -432,6 +434,10 @@ impl Writer {
             Ok(()) => {}
         }
         self.marked = written.is_ok();
+        if !self.marked {
+            // What is there may be another supervisor's, and true no more.
+            remove(&path);
+        }
     }
 
     /// A file is there as a whole or not at all. Nothing has to survive the machine, so nothing is synchronised.

@@ -16,7 +16,6 @@ use std::{
     sync::OnceLock,
 };
 
-use nix::sys::signal::SigSet;
 use rustix::{
     fs::MemfdFlags,
     io::{FdFlags, fcntl_getfd, fcntl_setfd},
@@ -24,7 +23,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use zinit_tracker::{
     rpc::Listener,
-    supervisor::{LogLine, LogRing, Paused, Stream},
+    supervisor::{LogLine, LogRing, Paused, Stream, init},
 };
 
 /// What a parcel is written as. A program that reads another version is refused before.
@@ -129,90 +128,99 @@ fn claim(descriptor: RawFd) -> io::Result<OwnedFd> {
     Ok(owned)
 }
 
-/// Executes the program in this process. Returns only if that fails.
-pub(super) fn pass_on(
-    binary: &Path,
-    listener: &Listener,
-    http: Option<String>,
-    upgrades: u32,
-    (logs, paused): (&LogRing, &Paused),
-) -> io::Error {
-    let mut kept = Vec::new();
-    match execute(binary, listener, http, upgrades, (logs, paused), &mut kept) {
-        Ok(never) => match never {},
-        Err(error) => {
-            for descriptor in kept {
-                if let Err(error) = fcntl_setfd(descriptor, FdFlags::CLOEXEC) {
-                    tracing::warn!(%error, "services will get a descriptor that is not for them");
-                }
-            }
-            error
-        }
-    }
+/// Everything that executing a program takes, made before: after that there is nothing that could fail for want of descriptors or memory.
+pub(super) struct Departure<'a> {
+    program: CString,
+    arguments: Vec<CString>,
+    variables: Vec<CString>,
+    parcel: File,
+    kept: Vec<BorrowedFd<'a>>,
 }
 
-fn execute<'a>(
-    binary: &Path,
-    listener: &'a Listener,
-    http: Option<String>,
-    upgrades: u32,
-    (logs, paused): (&LogRing, &'a Paused),
-    kept: &mut Vec<BorrowedFd<'a>>,
-) -> io::Result<std::convert::Infallible> {
-    let (socket, lock) = listener
-        .descriptors()
-        .ok_or_else(|| io::Error::other("the socket has no lock"))?;
-    kept.extend([socket, lock]);
-    kept.extend(paused.pipes.iter().map(|pipe| pipe.file.as_fd()));
-    let pipes = paused.pipes.iter();
-    let lines = logs.snapshot(None);
-    let contents = Contents {
-        version: VERSION,
-        upgrades: upgrades + 1,
-        socket: socket.as_raw_fd(),
-        lock: lock.as_raw_fd(),
-        http,
-        pipes: pipes
-            .map(|pipe| (pipe.service.to_string(), pipe.stream, pipe.file.as_raw_fd()))
-            .collect(),
-        lines: lines
-            .iter()
-            .map(|line| (&*line.service, line.stream, &*line.text))
-            .collect(),
-    };
-    let parcel = File::from(rustix::fs::memfd_create("zinit-handover", MemfdFlags::empty())?);
-    let mut writer = BufWriter::new(&parcel);
-    serde_json::to_writer(&mut writer, &contents)?;
-    writer.flush()?;
-    drop(writer);
-    (&parcel).rewind()?;
-    let program = c_string(binary.as_os_str().as_bytes().to_vec())?;
-    let arguments: Vec<_> = env::args_os()
-        .map(|argument| c_string(argument.into_vec()))
-        .collect::<Result<_, _>>()?;
-    let mut variables: Vec<_> = env::vars_os()
-        .map(|(name, value)| c_string([name.as_bytes(), b"=", value.as_bytes()].concat()))
-        .collect::<Result<_, _>>()?;
-    variables.push(c_string(
-        format!("{VARIABLE}={}:{}", std::process::id(), parcel.as_raw_fd()).into_bytes(),
-    )?);
-    for descriptor in &*kept {
-        fcntl_setfd(descriptor, FdFlags::empty())?;
+impl<'a> Departure<'a> {
+    /// Writes the parcel.
+    ///
+    /// # Errors
+    ///
+    /// There is no descriptor, or no memory, for it.
+    pub(super) fn prepare(
+        binary: &Path,
+        listener: &'a Listener,
+        http: Option<String>,
+        upgrades: u32,
+        (logs, paused): (&LogRing, &'a Paused),
+    ) -> io::Result<Self> {
+        let descriptors = listener.descriptors();
+        let (socket, lock) = descriptors.ok_or_else(|| io::Error::other("the socket has no lock"))?;
+        let lines = logs.snapshot(None);
+        let pipes = paused.pipes.iter();
+        let contents = Contents {
+            version: VERSION,
+            upgrades: upgrades + 1,
+            socket: socket.as_raw_fd(),
+            lock: lock.as_raw_fd(),
+            http,
+            pipes: pipes
+                .map(|pipe| (pipe.service.to_string(), pipe.stream, pipe.file.as_raw_fd()))
+                .collect(),
+            lines: lines
+                .iter()
+                .map(|line| (&*line.service, line.stream, &*line.text))
+                .collect(),
+        };
+        let parcel = File::from(rustix::fs::memfd_create("zinit-handover", MemfdFlags::CLOEXEC)?);
+        let mut writer = BufWriter::new(&parcel);
+        serde_json::to_writer(&mut writer, &contents)?;
+        writer.flush()?;
+        drop(writer);
+        (&parcel).rewind()?;
+        let arguments = env::args_os().map(|argument| c_string(argument.into_vec()));
+        let mut variables: Vec<_> = env::vars_os()
+            .map(|(name, value)| c_string([name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect::<Result<_, _>>()?;
+        let variable = format!("{VARIABLE}={}:{}", std::process::id(), parcel.as_raw_fd());
+        variables.push(c_string(variable.into_bytes())?);
+        Ok(Self {
+            program: c_string(binary.as_os_str().as_bytes().to_vec())?,
+            arguments: arguments.collect::<Result<_, _>>()?,
+            variables,
+            parcel,
+            kept: [socket, lock]
+                .into_iter()
+                .chain(paused.pipes.iter().map(|pipe| pipe.file.as_fd()))
+                .collect(),
+        })
     }
-    // They would end the successor before it handles them, and wait for it this way.
-    let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
-    let result = nix::unistd::execve(&program, &arguments, &variables);
-    before.thread_set_mask()?;
-    Ok(result?)
+
+    /// Executes the program in this process, unless something has come in between. Returns only if it is not executed; then everything
+    /// is as before.
+    pub(super) fn leave(&self, in_between: impl FnOnce() -> Option<&'static str>) -> io::Error {
+        // They would end the successor before it handles them, and wait for it this way. All other threads block them always.
+        init::block_signals();
+        let error = match in_between() {
+            Some(reason) => io::Error::other(reason),
+            None => self.execute().unwrap_err(),
+        };
+        init::unblock_signals();
+        error
+    }
+
+    fn execute(&self) -> io::Result<std::convert::Infallible> {
+        let keep = |flags: FdFlags| {
+            let kept = self.kept.iter().copied().chain([self.parcel.as_fd()]);
+            kept.map(|descriptor| fcntl_setfd(descriptor, flags))
+                .collect::<Result<(), _>>()
+        };
+        let result = keep(FdFlags::empty())
+            .map_err(io::Error::from)
+            .and_then(|()| Ok(nix::unistd::execve(&self.program, &self.arguments, &self.variables)?));
+        if let Err(error) = keep(FdFlags::CLOEXEC) {
+            tracing::warn!(%error, "services will get a descriptor that is not for them");
+        }
+        result
+    }
 }
 
 fn c_string(bytes: Vec<u8>) -> io::Result<CString> {
     CString::new(bytes).map_err(|_| invalid("a text"))
-}
-
-/// From now on signals are handled that have waited since the program before this one.
-pub(super) fn unblock_signals() {
-    if let Err(error) = SigSet::all().thread_unblock() {
-        tracing::warn!(%error, "signals stay blocked");
-    }
 }

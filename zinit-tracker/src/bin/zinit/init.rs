@@ -1,10 +1,14 @@
 //! `zinit init`: the supervisor itself.
 
 use std::{
+    ffi::OsString,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,8 +34,8 @@ use zinit_tracker::{
 
 use super::{
     Global,
-    handover::{self, Parcel},
-    stderr,
+    handover::{self, Departure, Parcel},
+    stderr, upgrade,
 };
 
 /// How long the end waits for the server of clients.
@@ -100,7 +104,6 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     {
         let causes: Vec<_> = error.chain().map(ToString::to_string).collect();
         stderr::note(&causes.join(": "));
-        handover::unblock_signals();
         stderr::note("nothing is supervised: Ctrl-Alt-Del restarts the machine, SIGTERM powers it off");
         init::hold();
     }
@@ -126,6 +129,10 @@ impl Drop for Background {
 
 fn supervise(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
     let parcel = handover::receive().context("failed to take over from the program before this one")?;
+    // What was handed over may use up what there is.
+    init::raise_descriptor_limit();
+    // In all threads but this one, and here until there are handlers: when another program is executed, none is to be lost.
+    init::block_signals();
     init::take_duty(options.container);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -161,7 +168,8 @@ async fn serve(
     };
     let mut signals = Signals::listen(options.container).context("failed to handle signals")?;
     let hangup = signal(SignalKind::hangup()).context("failed to handle signals")?;
-    handover::unblock_signals();
+    init::unblock_signals();
+    let came = signals.came();
     let binary = std::env::current_exe().context("failed to find out which program this is")?;
     let socket = std::path::absolute(&global.socket).context("failed to find the working directory")?;
     if init::is_pid_1() {
@@ -237,6 +245,7 @@ async fn serve(
         dispatcher,
         logs,
         upgrades,
+        came,
     };
     let reloading = tokio::spawn(reload_on_hangup(handle.clone(), hangup));
     let listening = tokio::spawn(async move {
@@ -263,6 +272,16 @@ async fn serve(
     Ok(end)
 }
 
+/// How often it is tried to find a moment in which no service is started.
+const ATTEMPTS: u32 = 20;
+
+/// Why another program was not executed.
+enum Attempt {
+    /// A service was started meanwhile, and its output would be lost.
+    Again,
+    Failed(anyhow::Error),
+}
+
 /// What it takes to be followed by another program in this process.
 struct Succession {
     handover: Handover,
@@ -271,12 +290,14 @@ struct Succession {
     dispatcher: Dispatcher,
     logs: Arc<LogRing>,
     upgrades: u32,
+    /// A signal asks for the end.
+    came: Arc<AtomicBool>,
 }
 
 impl Succession {
     /// Tries the program, and executes it if it will do. Returns the server if this one goes on.
-    async fn begin(&self, server: Option<Server>, upgrade: Upgrade) -> Option<Server> {
-        let Upgrade { binary, answer } = upgrade;
+    async fn begin(&self, server: Option<Server>, asked: Upgrade) -> Option<Server> {
+        let Upgrade { binary, answer } = asked;
         let binary = binary.as_ref().unwrap_or(&self.binary);
         let tried = self.try_program(binary).await;
         let acceptable = tried.is_ok();
@@ -297,10 +318,12 @@ impl Succession {
     /// What the program calls itself, or why it does not do.
     async fn try_program(&self, binary: &Path) -> Result<String, String> {
         let refused = |reason: String| format!("{} cannot take the supervisor's place: {reason}", binary.display());
-        if self.handover.is_too_late() {
-            return Err("the supervisor is shutting down".to_owned());
+        if let Some(obstacle) = self.handover.obstacle() {
+            return Err(obstacle.to_owned());
         }
-        let answer = self.handover.try_program(binary, &["upgrade", "--check"]).await;
+        let arguments = ["upgrade", "--check"].map(OsString::from).into_iter();
+        let arguments: Vec<_> = arguments.chain(upgrade::command_line()).collect();
+        let answer = self.handover.try_program(binary, &arguments).await;
         let answer = answer.map_err(|error| refused(format!("{:#}", anyhow!(error))))?;
         let understood = answer.trim_end().rsplit_once(" handover ");
         match understood {
@@ -314,25 +337,50 @@ impl Succession {
         }
     }
 
+    /// Returns if it is not executed.
+    async fn depart(&self, binary: &Path, listener: &Listener, http: Option<String>) -> Attempt {
+        let paused = self.logs.pause().await;
+        if !self.handover.settle().await {
+            return Attempt::Failed(anyhow!("states cannot be saved, so services would be started anew"));
+        }
+        let departure = Departure::prepare(binary, listener, http, self.upgrades, (&self.logs, &paused));
+        let departure = match departure {
+            Ok(departure) => departure,
+            Err(error) => return Attempt::Failed(error.into()),
+        };
+        tracing::info!(binary = %binary.display(), "executing it in this supervisor's place");
+        stderr::flush();
+        let mut again = false;
+        let error = self.handover.execute(|| {
+            departure.leave(|| {
+                if self.came.load(Ordering::Acquire) || self.handover.is_too_late() {
+                    return Some("the supervisor is shutting down");
+                }
+                again = !self.logs.is_all(&paused);
+                again.then_some("a service was started meanwhile")
+            })
+        });
+        match again {
+            true => Attempt::Again,
+            false => Attempt::Failed(error.into()),
+        }
+    }
+
     /// Returns if the kernel does not execute it. Replies once nobody is let in any more: whoever connects then is served by the
     /// successor.
     async fn execute(&self, server: Server, binary: &Path, reply: impl FnOnce()) -> Option<Server> {
         let http = self.dispatcher.http_address().await;
         let listener = server.hand_over(reply).await?;
-        let paused = self.logs.pause().await;
-        self.handover.settle().await;
-        if self.handover.is_too_late() {
-            tracing::warn!("not upgraded: the supervisor is shutting down");
-        } else {
-            tracing::info!(binary = %binary.display(), "executing it in this supervisor's place");
-            stderr::flush();
-            let http = http.clone();
-            let error = self
-                .handover
-                .execute(|| handover::pass_on(binary, &listener, http, self.upgrades, (&self.logs, &paused)));
-            tracing::error!(%error, binary = %binary.display(), "not upgraded");
+        for _ in 0..ATTEMPTS {
+            match self.depart(binary, &listener, http.clone()).await {
+                // Nobody has read from its pipes yet, so that nothing is lost by another try.
+                Attempt::Again => {}
+                Attempt::Failed(error) => {
+                    tracing::error!(error = format!("{error:#}"), binary = %binary.display(), "not upgraded");
+                    break;
+                }
+            }
         }
-        drop(paused);
         if let Some(address) = &http {
             self.dispatcher.resume_http(address).await;
         }

@@ -1,13 +1,13 @@
 //! `zinit upgrade`: another build takes the supervisor's place.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, Parser as _};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Global, handover, print};
+use super::{Cli, Global, handover, print};
 
 /// Let another build of zinit take the supervisor's place, in the same process: services go on as they are
 ///
@@ -23,9 +23,22 @@ pub(super) struct Options {
     /// The program; otherwise what is now where the supervisor's program was when it began
     #[arg(short, long, value_name = "PATH", conflicts_with = "check")]
     binary: Option<PathBuf>,
-    /// Print what this program calls itself and which handovers it understands, as a supervisor asks before
+    /// Print what this program calls itself and which handovers it understands, as a supervisor asks before; fail if it does not
+    /// understand the supervisor's command line
     #[arg(long)]
     check: bool,
+    /// The supervisor's command line
+    #[arg(last = true, requires = "check", value_name = "ARGUMENT")]
+    command_line: Vec<OsString>,
+}
+
+/// Of this supervisor, as a successor is asked about it. Nothing if PID 1 was given words that are not for it.
+pub(super) fn command_line() -> Vec<OsString> {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    match Cli::try_parse_from(&arguments) {
+        Ok(_) => std::iter::once("--".into()).chain(arguments).collect(),
+        Err(_) => Vec::new(),
+    }
 }
 
 /// The result of `system_info`.
@@ -41,6 +54,9 @@ pub(super) fn greeting() -> String {
 
 pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
     if options.check {
+        if !options.command_line.is_empty() {
+            Cli::try_parse_from(&options.command_line).context("the supervisor's command line is not understood")?;
+        }
         print::print(&format!("{}\n", greeting()))?;
         return Ok(ExitCode::SUCCESS);
     }
