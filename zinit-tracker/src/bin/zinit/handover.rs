@@ -207,9 +207,8 @@ impl<'a> Departure<'a> {
 
     fn execute(&self) -> io::Result<std::convert::Infallible> {
         let keep = |flags: FdFlags| {
-            let kept = self.kept.iter().copied().chain([self.parcel.as_fd()]);
-            kept.map(|descriptor| fcntl_setfd(descriptor, flags))
-                .collect::<Result<(), _>>()
+            let mut kept = self.kept.iter().copied().chain([self.parcel.as_fd()]);
+            kept.try_for_each(|descriptor| fcntl_setfd(descriptor, flags))
         };
         let result = keep(FdFlags::empty())
             .map_err(io::Error::from)
