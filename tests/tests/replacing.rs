@@ -12,7 +12,7 @@ use zinit_tests::{
 use zinit_tracker::{StopPolicy, stop};
 
 const LOOPS: u64 = 4;
-const PROCESSES: u64 = 5000;
+const PROCESSES: u64 = 2500;
 /// The main process, the loops, and what they create.
 const EXPECTED: u64 = 1 + LOOPS + LOOPS * PROCESSES;
 

@@ -64,7 +64,7 @@ pub(crate) struct Calls<'a> {
 pub(crate) struct Binaries {
     /// Test binaries by the name of their group.
     groups: Vec<(String, PathBuf)>,
-    /// `actor`, `zinit-tracker` and `zinit`.
+    /// `actor` and `zinit-tracker`.
     others: Vec<(String, PathBuf)>,
 }
 
@@ -93,9 +93,18 @@ struct Target {
 ///
 /// The build fails.
 pub(crate) fn build(directory: &Path) -> Result<Binaries> {
-    let mut arguments = ["--package", "zinit-tests", "--package", "zinit-tracker", "--bins"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut arguments = [
+        "--package",
+        "zinit-tests",
+        "--package",
+        "zinit-tracker",
+        "--bin",
+        "actor",
+        "--bin",
+        "zinit-tracker",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     arguments.extend(
         wanted_groups()?
             .into_iter()
