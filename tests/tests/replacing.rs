@@ -9,7 +9,7 @@ use zinit_tests::{
     sandbox::{DEADLINE, Sandbox},
     survivors,
 };
-use zinit_tracker::{StopPolicy, stop};
+use zinit_tracker::{StopPolicy, stop, stop::Doubt};
 
 const LOOPS: u64 = 4;
 const PROCESSES: u64 = 2500;
@@ -160,4 +160,27 @@ async fn who_was_there_before_two_replacements_finds_the_build_that_he_knows() {
     sandbox.stop(&mut played, &StopPolicy::default()).await;
     assert_eq!(pinned(&sandbox), pins, "the hooks were attached all the time");
     sandbox.close();
+}
+
+#[tokio::test]
+async fn somebody_elses_program_in_the_place_of_ours_is_no_replacement() {
+    // One that does something else, and one that does the same for other books.
+    for theirs in ["zinit_exec", "zinit_fork"] {
+        let sandbox = Sandbox::new();
+        let other = Sandbox::new();
+        let played = sandbox.play("setsid", [""; 0]);
+        for directory in ["links", "programs"] {
+            let path = |sandbox: &Sandbox, name| sandbox.pins().join("v2").join(directory).join(name);
+            fs::rename(path(&other, theirs), path(&sandbox, "zinit_fork")).unwrap();
+        }
+        let report = stop(&sandbox.tracker, &played.service, &StopPolicy::default())
+            .await
+            .unwrap();
+        assert_eq!(survivors(&played.marker), []);
+        assert!(!report.proven, "{theirs}: {report:#?}");
+        assert!(
+            report.doubts.iter().any(|doubt| matches!(doubt, Doubt::Unwatched)),
+            "{theirs}: {report:#?}"
+        );
+    }
 }

@@ -283,8 +283,13 @@ impl Kernel {
     /// which hooks. The caller holds the books exclusively.
     pub(crate) fn mend_hooks(&self, _exclusive: &Guard) -> Result<Vec<&'static str>, OpenError> {
         let mut hooks = self.hooks()?;
-        // Nobody replaces them now, but somebody may have since they were opened.
-        hooks.refresh(&self.pins)?;
+        // Nobody replaces them now, but somebody may have since they were opened. What cannot be opened is found loose.
+        if let Err(error) = hooks.refresh(&self.pins) {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "hooks are judged as they were opened"
+            );
+        }
         let loose = hooks.loose(&self.pins);
         if loose.is_empty() {
             return Ok(loose);

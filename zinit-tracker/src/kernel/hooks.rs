@@ -41,6 +41,10 @@ struct Hook {
     name: &'static str,
     program: BtfTracePoint,
     id: u32,
+    /// The kernel's digest of the instructions.
+    tag: u64,
+    /// The maps that it works on.
+    maps: Vec<u32>,
 }
 
 /// The hooks that are loaded.
@@ -60,17 +64,29 @@ impl Hooks {
                 continue;
             }
             let program = BtfTracePoint::from_pin(path).map_err(failed("open a pinned program"))?;
-            let id = program.info().map_err(failed("inspect a program"))?.id();
-            hooks.push(Hook { name, program, id });
+            let info = program.info().map_err(failed("inspect a program"))?;
+            let maps = info.map_ids().map_err(failed("inspect a program"))?;
+            hooks.push(Hook {
+                name,
+                program,
+                id: info.id(),
+                tag: info.tag(),
+                maps: maps.unwrap_or_default(),
+            });
         }
         Ok(Self { hooks, sources })
     }
 
-    /// Opens them anew, unless there are fewer than before: somebody has removed pins.
+    /// Opens them anew: another build may have replaced them, and then this one the others. What has other instructions, or has no map in
+    /// common with them, is not taken for them.
     pub(super) fn refresh(&mut self, pins: &PinDirectory) -> Result<(), BooksError> {
-        let found = Self::pinned(pins, self.sources)?;
-        if found.hooks.len() >= self.hooks.len() {
-            self.hooks = found.hooks;
+        for found in Self::pinned(pins, self.sources)?.hooks {
+            let same = |hook: &&mut Hook| {
+                (hook.name, hook.tag) == (found.name, found.tag) && hook.maps.iter().any(|map| found.maps.contains(map))
+            };
+            if let Some(hook) = self.hooks.iter_mut().find(same) {
+                *hook = found;
+            }
         }
         Ok(())
     }
