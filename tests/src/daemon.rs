@@ -372,6 +372,20 @@ impl Connection {
     }
 }
 
+/// Has a command run by another one, such as setpriv(1), that executes what its arguments end with.
+#[must_use]
+pub fn within(mut wrapper: Command, inner: &Command) -> Command {
+    wrapper.arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => wrapper.env(name, value),
+            None => wrapper.env_remove(name),
+        };
+    }
+    wrapper.stdin(Stdio::null()).stdout(Stdio::null());
+    wrapper
+}
+
 /// Waits until something is so.
 ///
 /// # Panics

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use zinit_tracker::{
     Config, Level, Pins, Service, StopPolicy, StopReport, Tracker, Tracking, records::Stats, stop, stop::Doubt,
 };
 
-use crate::{Cleanup, Facts, Marker, Ready, actor, members, survivors};
+use crate::{Cleanup, Facts, Marker, Ready, actor, members, survivors, tool::tool};
 
 /// Long enough for any machine: tests assert what happens, never how fast.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -139,6 +140,14 @@ impl Sandbox {
         Tracker::open(&config).expect("what is pinned can be taken over")
     }
 
+    /// A `zinit-tracker` command for these pins.
+    #[must_use]
+    pub fn tool(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(tool());
+        command.arg("--pins").arg(self.pins()).args(args).stdin(Stdio::null());
+        command
+    }
+
     /// Another client of the same tracker.
     #[must_use]
     pub fn second_client(&self) -> Tracker {
@@ -156,7 +165,7 @@ impl Sandbox {
         &self,
         behaviour: &str,
         args: impl IntoIterator<Item = S>,
-        prepare: impl FnOnce(&mut std::process::Command),
+        prepare: impl FnOnce(&mut Command),
     ) -> Played {
         let marker = Marker::new();
         let cleanup = Cleanup::new(&marker);

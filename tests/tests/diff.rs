@@ -19,18 +19,8 @@ use zinit_tests::{
 };
 use zinit_tracker::StopPolicy;
 
-fn command(sandbox: &Sandbox, args: &[&str]) -> Command {
-    let mut command = Command::new(tool());
-    command
-        .arg("--pins")
-        .arg(sandbox.pins())
-        .args(args)
-        .stdin(Stdio::null());
-    command
-}
-
 fn output(sandbox: &Sandbox, args: &[&str]) -> Output {
-    command(sandbox, args).output().unwrap()
+    sandbox.tool(args).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -39,7 +29,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// What the tool says as JSON, and the pid that it had.
 fn diff(sandbox: &Sandbox, service: &str) -> (Value, u64) {
-    let mut command = command(sandbox, &["diff", service, "--json"]);
+    let mut command = sandbox.tool(&["diff", service, "--json"]);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = u64::from(child.id());
     let output = child.wait_with_output().unwrap();

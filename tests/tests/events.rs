@@ -20,18 +20,8 @@ use zinit_tracker::{EventsError, Service};
 /// Long enough for an emulated machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-fn command(sandbox: &Sandbox, args: &[&str]) -> Command {
-    let mut command = Command::new(tool());
-    command
-        .arg("--pins")
-        .arg(sandbox.pins())
-        .args(args)
-        .stdin(Stdio::null());
-    command
-}
-
 fn output(sandbox: &Sandbox, args: &[&str]) -> Output {
-    command(sandbox, args).output().unwrap()
+    sandbox.tool(args).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -40,7 +30,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// A reader of events, which reads them by the time that this returns.
 fn follow(sandbox: &Sandbox, args: &[&str]) -> (Child, BufReader<ChildStdout>) {
-    let mut command = command(sandbox, &["events", "--follow", "--json"]);
+    let mut command = sandbox.tool(&["events", "--follow", "--json"]);
     let mut child = command.args(args).stdout(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
     // Asking the tracker would take the lock for a moment, and the tool be the one that is refused.
@@ -282,7 +272,7 @@ async fn history_says_how_many_records_are_missing() {
 #[tokio::test]
 async fn a_reader_whose_reader_has_gone_ends_quietly() {
     let sandbox = Sandbox::new();
-    let mut command = command(&sandbox, &["events", "-f"]);
+    let mut command = sandbox.tool(&["events", "-f"]);
     let reader = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut reader = reader;
     // Nothing happens that it could write, and it ends all the same.

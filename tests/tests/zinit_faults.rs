@@ -21,7 +21,7 @@ use rustix::process::{Resource as Limit, Rlimit, Signal};
 use serde_json::Value;
 use zinit_tests::{
     Cleanup, Marker,
-    daemon::{Daemon, wait_for},
+    daemon::{Daemon, wait_for, within},
     members,
     random::Random,
     rounds, survivors,
@@ -174,20 +174,9 @@ impl Laboratory {
 
     /// Starts the daemon where its disk is.
     fn run(&mut self) {
-        let init = self.daemon.init(&[]);
         let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--mount=/proc/{}/ns/mnt", self.disk.child.id()))
-            .arg(init.get_program())
-            .args(init.get_args())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        for (name, value) in init.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.disk.child.id()));
+        let command = within(command, &self.daemon.init(&[]));
         self.daemon.run_as(command);
     }
 

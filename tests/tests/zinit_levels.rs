@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use zinit_tests::{
-    daemon::{Daemon, wait_for},
+    daemon::{Daemon, wait_for, within},
     survivors,
 };
 
@@ -19,21 +19,9 @@ const WEB: &str = "exec: sh -c \"(setsid sleep 3601 &); (trap '' TERM; setsid sl
 
 /// The command that starts the daemon, without the capabilities that BPF takes.
 fn confined(daemon: &Daemon, arguments: &[&str]) -> Command {
-    let init = daemon.init(arguments);
     let mut command = Command::new("setpriv");
-    command
-        .arg("--bounding-set=-bpf,-perfmon,-sys_admin")
-        .arg(init.get_program())
-        .args(init.get_args())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    for (name, value) in init.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command
+    command.arg("--bounding-set=-bpf,-perfmon,-sys_admin");
+    within(command, &daemon.init(arguments))
 }
 
 fn children(daemon: &Daemon, service: &str) -> usize {

@@ -14,7 +14,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use zinit_tests::{
-    daemon::{Daemon, wait_for},
+    daemon::{Daemon, wait_for, within},
     random::Random,
     rounds, survivors,
     tool::zinit,
@@ -350,18 +350,9 @@ fn more_descriptors_than_services_may_have_are_handed_over() {
     for name in &names {
         daemon.write(name, "exec: sleep 3600\n");
     }
-    let init = daemon.init(&[]);
     let mut command = Command::new("prlimit");
-    command
-        .arg("--nofile=64:4096")
-        .arg(init.get_program())
-        .args(init.get_args());
-    for (name, value) in init.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    command.arg("--nofile=64:4096");
+    let command = within(command, &daemon.init(&[]));
     daemon.run_as(command);
     for name in &names {
         daemon.wait_for_state(name, "Running");
