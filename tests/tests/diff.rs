@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::unix::process::CommandExt as _,
     process::{Command, Output, Stdio},
+    sync::Once,
 };
 
 use serde_json::{Value, json};
@@ -37,8 +38,15 @@ fn diff(sandbox: &Sandbox, service: &str) -> (Value, u64) {
     (serde_json::from_slice(&output.stdout).unwrap(), pid)
 }
 
-/// Plays a behaviour whose main process leads a process group, as most supervisors have it.
+/// Plays a behaviour whose main process leads a process group, as most supervisors have it, in the session of this test.
 fn play(sandbox: &Sandbox, behaviour: &str, args: &[&str]) -> Played {
+    static SESSION: Once = Once::new();
+    SESSION.call_once(|| {
+        // What the first process starts without a session has none, also in the initial pid namespace.
+        if place(std::process::id().cast_signed()).unwrap().session == 0 {
+            rustix::process::setsid().unwrap();
+        }
+    });
     sandbox.play_as(behaviour, args, |command| {
         command.process_group(0);
     })
@@ -203,7 +211,8 @@ async fn a_main_process_that_is_dead_leaves_little_to_go_by() {
         );
         assert!(
             said.contains(
-                "session: unknown, as the main process is dead, or has one of another pid namespace: finds 0 of 1\n"
+                "session: unknown, as the main process is dead, or has 0: another pid namespace's, or that of nobody since boot: \
+                 finds 0 of 1\n"
             ),
             "{said}"
         );

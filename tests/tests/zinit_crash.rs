@@ -246,8 +246,10 @@ fn alter(path: &Path, change: impl FnOnce(&mut Value)) {
 fn without_a_good_state_file_the_books_say_what_runs() {
     let mut daemon = Daemon::prepare(&[]);
     let services = ["cut", "garbage", "future", "missing", "directory"];
+    let script = "echo $$ >> \"$1\"; while [ ! -e \"$1.go\" ]; do sleep 0.01; done; \
+        echo out; echo err >&2; exec sleep 3600";
     for service in services {
-        define(&daemon, service, SERVICE, "");
+        define(&daemon, service, script, "");
     }
     daemon.run();
     let pids = services.map(|service| {
@@ -282,6 +284,11 @@ fn without_a_good_state_file_the_books_say_what_runs() {
     daemon.run();
     for (service, pid) in services.into_iter().zip(pids) {
         assert_eq!(daemon.pid(service), pid, "{service}: {}", daemon.log());
+        fs::write(starts(&daemon, service).with_extension("starts.go"), "").unwrap();
+        wait_for("what it prints is collected", || {
+            let lines = daemon.prints(&["log", "-s", service]);
+            lines.contains(&format!("[+] {service}: out")) && lines.contains(&format!("[-] {service}: err"))
+        });
     }
     daemon.shutdown();
 }

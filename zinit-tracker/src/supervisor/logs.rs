@@ -449,6 +449,29 @@ fn held_by(pid: u32, pipe: u64) -> Option<PathBuf> {
     paths.find(|path| fs::read_link(path).is_ok_and(|leads| leads.as_os_str() == wanted.as_str()))
 }
 
+/// The pipes of [`LogRing::capture`] that a process has for its standard output and standard error, as [`Capture::pipe`] says
+/// them. They are told by what other pipes are not: without a name, and the end to write to is open for reading too.
+pub(super) fn captured_from(pid: u32) -> Vec<(Stream, u64)> {
+    let mut found: Vec<(Stream, u64)> = Vec::new();
+    for (stream, descriptor) in [(Stream::Out, 1), (Stream::Err, 2)] {
+        let pipe = nameless_pipe(pid, descriptor).filter(|pipe| found.iter().all(|(_, known)| known != pipe));
+        found.extend(pipe.map(|pipe| (stream, pipe)));
+    }
+    found
+}
+
+/// The inode of a pipe without a name that is open for both reading and writing.
+fn nameless_pipe(pid: u32, descriptor: u32) -> Option<u64> {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    let flags = OFlags::from_bits_retain(u32::from_str_radix(flags.trim(), 8).ok()?);
+    if flags & OFlags::RWMODE != OFlags::RDWR {
+        return None;
+    }
+    let leads = fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).ok()?;
+    leads.to_str()?.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
+}
+
 /// The inode of a pipe; `None`: it is something else.
 fn identity(file: &OwnedFd) -> io::Result<Option<u64>> {
     let stat = rustix::fs::fstat(file)?;
@@ -912,6 +935,39 @@ mod tests {
             }
         };
         assert_eq!(first_line, "[+] web: after");
+    }
+
+    #[tokio::test]
+    async fn pipes_that_were_made_are_known_from_others() {
+        let ring = ring(1);
+        let (out, capture) = ring.capture(&service("web"), Stream::Out).unwrap();
+        let (err, other) = ring.capture(&service("web"), Stream::Err).unwrap();
+        let (foreign, _writer) = std::io::pipe().unwrap();
+        let both = out.try_clone().unwrap();
+        let again = out.try_clone().unwrap();
+        let sleep = |stdout: std::process::Stdio, stderr: std::process::Stdio| {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("60").stdout(stdout).stderr(stderr).spawn().unwrap()
+        };
+        let cases = [
+            (sleep(out.into(), err.into()), vec![capture.pipe(), other.pipe()]),
+            (sleep(both.into(), std::process::Stdio::null()), vec![capture.pipe()]),
+            (
+                sleep(foreign.into(), again.into()),
+                vec![(Stream::Err, capture.pipe().1)],
+            ),
+            (
+                sleep(std::process::Stdio::piped(), std::process::Stdio::piped()),
+                vec![],
+            ),
+        ];
+        for (mut child, expected) in cases {
+            let found = captured_from(child.id());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(found, expected);
+        }
+        assert_eq!(captured_from(u32::MAX), []);
     }
 
     #[tokio::test]

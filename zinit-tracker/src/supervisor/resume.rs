@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     command::Context,
     definition::Definition,
+    logs::captured_from,
     machine::{Remains, Snapshot},
     registry::Loaded,
     service::chain,
@@ -161,19 +162,26 @@ fn resume(
     };
     let service = info.handle();
     let run = run.filter(|run| run.service == info.id && Some(run.main) == info.main);
+    let members = tracker.processes(&service)?;
     if info.main.is_some() && run.is_none() {
         resumed.snapshot = resumed.snapshot.map(Snapshot::of_later_run);
-        tracing::warn!(
-            service = name,
-            "was started after its state was last saved: its output is lost"
-        );
+        tracing::warn!(service = name, "was started after its state was last saved");
     }
     resumed.run = info.main.map(|main| Run {
         service: info.id,
         main,
-        pipes: run.map_or(Vec::new(), |run| run.pipes),
+        // Not saved, only the main process's own can be told: those of others may be a supervisor's below it.
+        pipes: run.map_or_else(
+            || {
+                let pid = members
+                    .iter()
+                    .find(|member| member.key == main)
+                    .map(|member| member.pid);
+                pid.map_or(Vec::new(), captured_from)
+            },
+            |run| run.pipes,
+        ),
     });
-    let members = tracker.processes(&service)?;
     resumed.members = members.iter().map(|member| member.pid).collect();
     resumed.remains = match info.main {
         Some(key) => resumed.find_main(tracker, key, &members)?,

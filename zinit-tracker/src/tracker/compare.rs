@@ -75,7 +75,7 @@ impl fmt::Display for Method {
         const DEAD: &str = "unknown, as the main process is dead";
         let id = |id: &Option<u32>| match id {
             Some(id) => id.to_string(),
-            None => format!("{DEAD}, or has one of another pid namespace"),
+            None => format!("{DEAD}, or has 0: another pid namespace's, or that of nobody since boot"),
         };
         match self {
             Self::Parents { roots } if roots.is_empty() => {
