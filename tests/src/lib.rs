@@ -18,6 +18,7 @@ pub mod actor_command;
 pub mod cleanup;
 pub mod daemon;
 pub mod holds;
+pub mod memory;
 pub mod openmetrics;
 pub mod oracle;
 pub mod orphans;
