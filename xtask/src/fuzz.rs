@@ -10,8 +10,11 @@ use std::{
     env,
     ffi::OsString,
     fs::{self, File},
+    num::NonZero,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 /// Counters at every edge, a table of where they are, and the operands of comparisons.
@@ -37,9 +40,23 @@ pub(crate) struct Options {
     /// How long each runs
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
+    /// How many run at a time; as many as there are processors if not given
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZero<usize>>,
 }
 
-/// Builds the targets, and runs one after the other.
+impl Options {
+    /// Every target for a minute.
+    pub(crate) const fn all() -> Self {
+        Self {
+            targets: Vec::new(),
+            seconds: 60,
+            jobs: None,
+        }
+    }
+}
+
+/// Builds the targets, and runs them.
 ///
 /// # Errors
 ///
@@ -55,10 +72,28 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         &options.targets
     };
     let binaries = build(wanted)?;
-    let mut findings = Vec::new();
-    for name in wanted {
-        findings.extend(fuzz(name, &binaries.join(name), options.seconds)?);
-    }
+    let jobs = match options.jobs {
+        Some(jobs) => jobs,
+        None => thread::available_parallelism().context("how many processors are there?")?,
+    };
+    let waiting = Mutex::new(wanted.iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || -> Result<Vec<String>> {
+        let mut findings = Vec::new();
+        while let Some(name) = next() {
+            findings.extend(fuzz(name, &binaries.join(name), options.seconds)?);
+        }
+        Ok(findings)
+    };
+    let findings: Vec<String> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.get().min(wanted.len())).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(_) => bail!("a thread that runs fuzz targets has panicked"),
+        });
+        results.collect::<Result<Vec<_>>>()
+    })?
+    .concat();
     ensure!(
         findings.is_empty(),
         "fuzzing found something\n\n{}",
