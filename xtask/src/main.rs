@@ -7,6 +7,7 @@ mod ci;
 mod fuzz;
 mod leftovers;
 mod lint;
+mod soak;
 mod strip;
 mod test;
 mod toolchain;
@@ -25,6 +26,7 @@ enum Command {
     Ci(ci::Options),
     Fuzz(fuzz::Options),
     Lint(lint::Options),
+    Soak(soak::Options),
     Test(test::Options),
     Vm(vm::Options),
 }
@@ -45,6 +47,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Ci(options) => ci::run(options),
         Command::Fuzz(options) => fuzz::run(options),
         Command::Lint(options) => lint::run(options),
+        Command::Soak(options) => soak::run(options),
         Command::Test(options) => test::run(options),
         Command::Vm(options) => vm::run(options),
     }
