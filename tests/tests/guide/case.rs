@@ -160,7 +160,7 @@ impl Case {
     pub(crate) fn tracked(&self) -> BTreeSet<i32> {
         let listed = self.json(&["ps", self.service, "--json"]);
         let processes = listed[0]["processes"].as_array().unwrap();
-        processes.iter().map(|process| pid_of(process)).collect()
+        processes.iter().map(pid_of).collect()
     }
 
     /// Waits until as many processes as wanted are there, and those in the books are those in the cgroup.

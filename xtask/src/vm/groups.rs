@@ -110,6 +110,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "hanging",
     "idle",
     "limits",
+    "lineages",
     "listings",
     "locked",
     "metrics",

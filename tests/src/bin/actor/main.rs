@@ -11,6 +11,7 @@ mod escapes;
 mod held;
 mod holders;
 mod life;
+mod logged;
 mod loops;
 mod process;
 mod ready;
@@ -39,7 +40,7 @@ never at rest                    refork-chain [SECONDS], refork-chains N, storm 
 short-lived children             fork-loops LOOPS N, loop-on-term N
 something held                   tcp PORT (0: any), flock FILE
 held by something                thread, vfork-wait, stat FILE, user-namespace
-a random tree                    tree SEED MAX
+a random tree                    tree SEED MAX, logged-tree SEED MAX FILE
 not a service: traces one        trace TID let-go|reaped";
 
 fn main() {
@@ -98,8 +99,13 @@ fn perform(args: &[&str]) -> Result<Infallible> {
         ["user-namespace"] => held::user_namespace(),
         ["trace", tid, until] => held::trace(number(tid)?, until),
         ["tree", seed, max] => tree::root(number(seed)?, number(max)?),
+        ["logged-tree", seed, max, file] => logged::root(number(seed)?, number(max)?, file),
         // What behaviours execute in processes that they create.
         ["at-rest", acks, ..] => escapes::at_rest(number(acks)?),
+        ["logged-node", file, seed, budget, report] => {
+            let (seed, budget, report) = (number(seed)?, number(budget)?, number(report)?);
+            logged::Node { seed, budget, report }.live(file)
+        }
         ["tree-node", kind, seed, budget, report] => {
             tree::executed_node(kind, number(seed)?, number(budget)?, number(report)?)
         }
