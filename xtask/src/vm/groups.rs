@@ -102,6 +102,7 @@ const OTHERS: &[&str] = &["6.12"];
 /// guest has.
 pub(crate) const LEFT_OUT: &[&str] = &[
     "actor",
+    "bpftool",
     "dependencies",
     "diff",
     "events",
