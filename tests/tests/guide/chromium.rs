@@ -83,7 +83,8 @@ fn a_headless_chromium_is_tracked_through_its_namespaces_and_stopped() {
             ("user: browser", "user: nobody"),
         ],
     );
-    case.start(&[]);
+    // Where it makes a directory that it leaves.
+    case.start(&[("TMPDIR", &home)]);
     let main = case.main();
     wait_for("the page is rendered", || has_rendered(&case));
     case.wait_until_tracked(|present| present.len() > 5);
