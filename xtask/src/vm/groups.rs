@@ -118,6 +118,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "pid1",
     "reaping",
     "requests",
+    "schemas",
     "supervisor",
     "why",
     "zinit_bad_input",

@@ -17,6 +17,8 @@ mod promises;
 mod ps;
 mod release;
 mod run;
+#[cfg(test)]
+mod schemas;
 mod signals;
 mod stop;
 mod tree;
@@ -224,5 +226,10 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_printed_as_json_has_a_schema() {
+        super::schemas::assert_complete(&super::Cli::command(), "", |name| !name.starts_with("zinit-"));
     }
 }

@@ -17,6 +17,9 @@ mod proxy;
 mod reboot;
 mod reload;
 mod restart;
+#[cfg(test)]
+#[path = "../../cli/schemas.rs"]
+mod schemas;
 mod shutdown;
 mod start;
 mod stats;
@@ -219,6 +222,11 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_printed_as_json_has_a_schema() {
+        schemas::assert_complete(&Cli::command(), "zinit-", |name| name.starts_with("zinit-"));
     }
 
     #[test]
