@@ -114,6 +114,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "lineages",
     "listings",
     "locked",
+    "manual",
     "metrics",
     "pid1",
     "reaping",

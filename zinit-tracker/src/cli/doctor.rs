@@ -17,10 +17,9 @@ const PROC: &str = "/proc";
 /// Show how well descendants can be tracked here, and how a loaded tracker fares.
 ///
 /// Tries it: loads the programs for a moment, for itself alone, and stops a small service. Nothing is left of that.
-///
-/// Exit status: 0 if every requirement is met and services are tracked exactly, else 1.
 #[derive(Args)]
-#[command(after_help = "Example: zinit-tracker doctor")]
+#[command(after_help = "Example: zinit-tracker doctor\n\n\
+    Exit status: 0 if every requirement is met and services are tracked exactly, else 1.")]
 pub(super) struct Options {
     /// Print JSON
     #[arg(long)]

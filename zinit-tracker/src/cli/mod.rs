@@ -9,6 +9,8 @@ mod escapes;
 mod events;
 mod history;
 mod listing;
+mod man;
+mod manual;
 mod metrics;
 mod output;
 mod parse;
@@ -107,6 +109,7 @@ enum Command {
     Doctor(doctor::Options),
     Unload(unload::Options),
     Completions(completions::Options),
+    Man(man::Options),
 }
 
 impl Global {
@@ -201,6 +204,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(options) => runtime()?.block_on(doctor::run(global, options)),
         Command::Unload(options) => unload::run(global, options),
         Command::Completions(options) => completions::run(options),
+        Command::Man(options) => man::run(options),
     }
 }
 

@@ -39,11 +39,12 @@ const NOT_EXECUTABLE: u8 = 126;
 /// second one kills what is left at once. Ctrl-C and Ctrl-\ reach the command from the terminal: if it has not ended when
 /// the grace period is over, it is killed. SIGUSR1, SIGUSR2 and SIGWINCH go to the command. Signals that are ignored when
 /// this program starts stay ignored.
-///
-/// Exit status: the command's; 128+N if signal N killed it; 127 if it was not found, 126 if it could not be executed;
-/// 125 if this program failed or something survived.
 #[derive(Args)]
-#[command(after_help = "Example: zinit-tracker run --grace 5s --report /tmp/report.json -- make test")]
+#[command(after_help = "\
+Example: zinit-tracker run --grace 5s --report /tmp/report.json -- make test
+
+Exit status: the command's; 128+N if signal N killed it; 127 if it was not found, 126 if it could not be executed;
+125 if this program failed or something survived; 0 if the command was released and runs on.")]
 pub(super) struct Options {
     /// Name of the service [default: the command's name and this process's pid]
     #[arg(long)]

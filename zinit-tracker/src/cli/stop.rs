@@ -12,10 +12,13 @@ use zinit_tracker::{
 use super::{Global, close, output, parse};
 
 /// Stop a service: signal, wait, kill, verify.
-///
-/// Exit status: 0 if the service is down, 1 if it is not or something failed, 3 if it is empty but that is not proven.
 #[derive(Args)]
-#[command(after_help = "Example: zinit-tracker stop web")]
+#[command(after_help = "\
+Examples:
+  zinit-tracker stop --dry-run web   who would be signalled
+  zinit-tracker stop --grace 5s web
+
+Exit status: 0 if the service is down, 1 if it is not or something failed, 3 if it is empty but that is not proven.")]
 pub(super) struct Options {
     /// The service: NAME or INSTANCE/NAME
     name: String,

@@ -10,6 +10,9 @@ mod init;
 mod kill;
 mod list;
 mod log;
+mod man;
+#[path = "../../cli/manual.rs"]
+mod manual;
 mod monitor;
 #[path = "../../cli/print.rs"]
 mod print;
@@ -59,6 +62,7 @@ struct Cli {
 
 /// Options of every command, in front of it or behind it.
 #[derive(Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Global {
     /// The supervisor's Unix socket
     #[arg(
@@ -94,6 +98,7 @@ enum Command {
     Reboot(reboot::Options),
     Proxy(proxy::Options),
     Completions(completions::Options),
+    Man(man::Options),
 }
 
 impl Global {
@@ -126,6 +131,7 @@ fn main() -> ExitCode {
         Some(Command::Init(options)) => init::run(&cli.global, options),
         Some(Command::Check(options)) => check::run(options),
         Some(Command::Completions(options)) => completions::run(options),
+        Some(Command::Man(options)) => man::run(options),
         command => runtime().and_then(|runtime| runtime.block_on(execute(&cli.global, command.as_ref()))),
     };
     match result {
@@ -177,7 +183,7 @@ async fn execute(global: &Global, command: Option<&Command>) -> anyhow::Result<E
         Some(Command::Reboot(options)) => reboot::run(global, options).await,
         Some(Command::Proxy(options)) => proxy::run(global, options).await,
         // `main` has seen to these: they need no supervisor.
-        Some(Command::Init(_) | Command::Check(_) | Command::Completions(_)) => Ok(ExitCode::FAILURE),
+        Some(Command::Init(_) | Command::Check(_) | Command::Completions(_) | Command::Man(_)) => Ok(ExitCode::FAILURE),
     }
 }
 
