@@ -80,7 +80,10 @@ fn every_command_has_a_page_that_says_what_its_help_says() {
     for (name, program) in programs() {
         let written = Command::new(program).arg("man").arg(directory.path()).output().unwrap();
         assert!(written.status.success(), "{written:?}");
-        assert_eq!((text(&written.stdout), text(&written.stderr)), (String::new(), String::new()));
+        assert_eq!(
+            (text(&written.stdout), text(&written.stderr)),
+            (String::new(), String::new())
+        );
         let commands = commands(program);
         assert!(commands.len() > 10, "{commands:?}");
         let of_commands = commands.iter().map(Some);
@@ -89,12 +92,17 @@ fn every_command_has_a_page_that_says_what_its_help_says() {
                 Some(command) => format!("{name}-{command}.8"),
                 None => format!("{name}.8"),
             };
-            check(&directory.path().join(&page), &help(program, command.map(String::as_str)));
+            check(
+                &directory.path().join(&page),
+                &help(program, command.map(String::as_str)),
+            );
             expected.insert(page);
         }
     }
     let written = fs::read_dir(directory.path()).unwrap();
-    let written: BTreeSet<_> = written.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let written: BTreeSet<_> = written
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert_eq!(written, expected);
 }
 
@@ -115,15 +123,25 @@ fn check(page: &Path, help: &str) {
     assert_eq!(sections.collect::<Vec<_>>(), SECTIONS.to_vec(), "{shown}");
     let shown = words(&shown.replace('\u{2010}', "-"));
     let examples = help.split_once("Example").map(|(_, end)| end).unwrap();
-    let examples = examples.split("\n\n").next().unwrap().trim_start_matches(['s', ':', ' ', '\n']);
+    let examples = examples
+        .split("\n\n")
+        .next()
+        .unwrap()
+        .trim_start_matches(['s', ':', ' ', '\n']);
     for example in examples.lines() {
         assert!(shown.contains(&words(example)), "{name}: {example:?} is not in {shown}");
     }
     let status = words(help.split_once("Exit status: ").unwrap().1);
     // The first letter is a capital there.
     assert!(shown.contains(&status[1..]), "{name}: {status:?} is not in {shown}");
-    for option in help.split_whitespace().filter(|word| word.starts_with("--") && word.len() > 2) {
-        let option: String = option.chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+    for option in help
+        .split_whitespace()
+        .filter(|word| word.starts_with("--") && word.len() > 2)
+    {
+        let option: String = option
+            .chars()
+            .take_while(|c| c.is_ascii_lowercase() || *c == '-')
+            .collect();
         assert!(shown.contains(&option), "{name}: {option} is not in {shown}");
     }
 }

@@ -121,6 +121,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "requests",
     "schemas",
     "supervisor",
+    "terminal",
     "why",
     "zinit_bad_input",
     "zinit_cli",

@@ -9,7 +9,7 @@ use zinit_tracker::{
     tracker::{Comparison, Finding, Missed, Stranger},
 };
 
-use super::{Global, close, output};
+use super::{Global, close, output, pager, paint};
 
 /// How many processes each list for people names.
 const MOST_LINES: usize = 20;
@@ -55,7 +55,7 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     if options.json {
         output::print_json(&compared)?;
     } else {
-        output::print(&describe(&compared))?;
+        pager::show(global, &describe(&compared))?;
     }
     let restless = compared.comparison.came_or_went;
     if restless > 0 {
@@ -68,9 +68,8 @@ fn describe(compared: &Compared) -> String {
     let (info, comparison) = (&compared.info, &compared.comparison);
     let members = comparison.members.len();
     let mut text = format!(
-        "{}/{}: {} in the kernel's books\n",
-        info.instance,
-        info.name,
+        "{}: {} in the kernel's books\n",
+        paint::title(&format!("{}/{}", info.instance, info.name)),
         output::counted(members, "process", "processes")
     );
     for finding in &comparison.methods {
@@ -99,10 +98,10 @@ fn headline(finding: &Finding, members: usize) -> String {
 
 fn missed(missed: &Missed) -> String {
     format!(
-        "  {:>7}  {:<15}  MISSED: {}\n",
+        "  {:>7}  {:<15}  {}\n",
         missed.member.pid,
         output::plain(&missed.member.comm),
-        output::plain(&missed.why.to_string())
+        paint::escaped(&format!("MISSED: {}", output::plain(&missed.why.to_string())))
     )
 }
 
@@ -112,9 +111,10 @@ fn stranger(stranger: &Stranger) -> String {
         None => format!("of no service, parent {}", stranger.ppid),
     };
     format!(
-        "  {:>7}  {:<15}  not of the service: {whose}\n",
+        "  {:>7}  {:<15}  {}\n",
         stranger.pid,
-        output::plain(&stranger.comm)
+        output::plain(&stranger.comm),
+        paint::dim(&format!("not of the service: {whose}"))
     )
 }
 

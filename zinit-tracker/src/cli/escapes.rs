@@ -9,7 +9,7 @@ use zinit_tracker::{
     tracker::{Escape, Link},
 };
 
-use super::{Global, listing::listed, output};
+use super::{Global, listing::listed, output, pager, paint};
 
 /// Show the processes of services that have left what other supervisors go by.
 ///
@@ -51,7 +51,7 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     if listed.is_empty() {
         output::note("no service is registered");
     }
-    output::print(&listed.iter().map(describe).collect::<String>())?;
+    pager::show(global, &listed.iter().map(describe).collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -59,12 +59,14 @@ fn describe(listed: &Listed) -> String {
     let info = &listed.info;
     let escapes = &listed.escapes;
     let left = output::counted(escapes.len(), "has left something", "have left something");
-    let mut text = format!("{}/{}: {} live, {left}\n", info.instance, info.name, info.live);
+    let name = paint::title(&format!("{}/{}", info.instance, info.name));
+    let mut text = format!("{name}: {} live, {left}\n", info.live);
     for escape in escapes {
         let member = &escape.member;
         text.push_str(&format!("{:>7}  {}\n", member.pid, output::plain(&member.comm)));
         for departure in &escape.left {
-            text.push_str(&format!("         left {}\n", output::plain(&departure.to_string())));
+            let left = paint::escaped(&format!("left {}", output::plain(&departure.to_string())));
+            text.push_str(&format!("         {left}\n"));
         }
         if let Some(creator) = escape.line.get(1) {
             text.push_str(&format!("         created by {}\n", name_of(creator)));
@@ -79,10 +81,8 @@ fn name_of(link: &Link) -> String {
         text.push_str(", the main process");
     }
     if !link.alive {
-        text.push_str(", dead");
-        if let Some(fate) = link.fate {
-            text.push_str(&format!(": {fate}"));
-        }
+        let fate = link.fate.map(|fate| format!(": {fate}")).unwrap_or_default();
+        text.push_str(&format!(", {}", paint::dead(&format!("dead{fate}"))));
     }
     text
 }

@@ -23,7 +23,7 @@ use zinit_tracker::{
     tracker::{Ended, EventLosses},
 };
 
-use super::{Global, clock, close, output, parse};
+use super::{Global, clock, close, output, pager, paint, parse};
 
 /// How many events are written at once, so that the ring is emptied faster than it is filled.
 const BATCH: usize = 512;
@@ -121,31 +121,51 @@ pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<Ex
         output::note("no service is registered");
         return Ok(ExitCode::SUCCESS);
     };
-    let shown = show(&tracker, options).await;
-    close(tracker);
-    shown.map(|()| ExitCode::SUCCESS)
+    if options.follow {
+        let shown = follow(&tracker, options).await;
+        close(tracker);
+        shown?;
+    } else {
+        let deaths = recorded(&tracker, options);
+        // A pager may stay for long.
+        close(tracker);
+        match deaths? {
+            deaths if options.json => output::print(&deaths)?,
+            deaths => pager::show(global, &deaths)?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn show(tracker: &Tracker, options: &Options) -> anyhow::Result<()> {
+/// The recorded deaths that are asked for, without those that happen from now on.
+fn recorded(tracker: &Tracker, options: &Options) -> anyhow::Result<String> {
+    let mut services = Services::new(tracker, &options.service)?;
+    deaths(tracker, options, &mut services, Tracker::now())
+}
+
+fn deaths(
+    tracker: &Tracker,
+    options: &Options,
+    services: &mut Services<'_>,
+    before: Duration,
+) -> anyhow::Result<String> {
+    let since = options
+        .since
+        .map_or(Duration::ZERO, |since| before.saturating_sub(since));
+    let ended = tracker.history()?;
+    let wanted = ended.iter().filter(|ended| (since..before).contains(&ended.ended));
+    text(wanted.filter_map(|ended| of_record(services, ended)), options.json)
+}
+
+async fn follow(tracker: &Tracker, options: &Options) -> anyhow::Result<()> {
     let mut services = Services::new(tracker, &options.service)?;
     // In this order: what happens from `begin` on is either read or among the losses.
     let losses = tracker.event_losses()?;
     let begin = Tracker::now();
-    let events = options.follow.then(|| tracker.events()).transpose()?;
-    if !options.follow || options.since.is_some() {
-        let since = options
-            .since
-            .map_or(Duration::ZERO, |since| begin.saturating_sub(since));
-        let ended = tracker.history()?;
-        let wanted = ended.iter().filter(|ended| (since..begin).contains(&ended.ended));
-        let lines = wanted.filter_map(|ended| of_record(&mut services, ended));
-        if !output::is_read(&text(lines, options.json)?)? {
-            return Ok(());
-        }
-    }
-    let Some(mut events) = events else {
+    let mut events = tracker.events()?;
+    if options.since.is_some() && !output::is_read(&deaths(tracker, options, &mut services, begin)?)? {
         return Ok(());
-    };
+    }
     let mut ending = Ending::new()?;
     let mut losses = losses;
     let mut ended = None;
@@ -387,7 +407,7 @@ fn describe(line: &Line) -> String {
                 named(service)
             );
             match (of.fate, service.kind) {
-                (Some(fate), _) => text.push_str(&format!("  {fate}")),
+                (Some(fate), _) => text.push_str(&format!("  {}", paint::fate(Some(fate), &fate.to_string()))),
                 (None, "fork") => text.push_str(&format!("  by {}", of.parent_tgid)),
                 (None, _) => {}
             }
@@ -406,7 +426,7 @@ fn describe(line: &Line) -> String {
                 "any" => "events were DROPPED: more happened than was read".to_owned(),
                 one => format!("events of kind {one} were MISSED: the kernel skipped its hooks"),
             };
-            format!("{}  {} {what}", lost.time, lost.count)
+            format!("{}  {}", lost.time, paint::alarm(&format!("{} {what}", lost.count)))
         }
     }
 }

@@ -10,7 +10,7 @@ use zinit_tracker::{
     tracker::{Ended, KEPT_EXITS},
 };
 
-use super::{Global, clock, close, output};
+use super::{Global, clock, close, output, pager, paint};
 
 /// How many free records a processor may keep for itself while another one evicts (`LOCAL_FREE_TARGET` of
 /// kernel/bpf/bpf_lru_list.c).
@@ -93,7 +93,7 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
         output::print_json(&history)?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::print(&history.table())?;
+    pager::show(global, &history.table())?;
     history.say_what_is_missing();
     Ok(ExitCode::SUCCESS)
 }
@@ -144,18 +144,19 @@ impl History {
     }
 
     fn table(&self) -> String {
-        let mut text = format!(
+        let mut text = paint::dim(&format!(
             "{:<24}  {:>9}  {:>7}  {:<12}  {:<15}  {}\n",
             "WHEN", "LIVED", "PID", "HOW", "COMMAND", "SERVICE"
-        );
+        ));
         for process in &self.processes {
             let how = process.fate.map_or("unknown".to_owned(), |fate| fate.to_string());
             let service = match &process.service {
                 Some(name) => output::plain(name),
                 None => format!("service {}, not registered any more", process.service_id),
             };
+            let how = paint::fate(process.fate, &format!("{how:<12}"));
             text.push_str(&format!(
-                "{:<24}  {:>9}  {:>7}  {how:<12}  {:<15}  {service}\n",
+                "{:<24}  {:>9}  {:>7}  {how}  {:<15}  {service}\n",
                 process.ended,
                 output::human(Duration::from_nanos(process.lived_ns)),
                 process.pid,

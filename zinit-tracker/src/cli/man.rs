@@ -10,10 +10,25 @@ use super::{
 };
 
 const FACTS: Facts<'static> = Facts {
-    environment: &[(
-        "RUST_LOG",
-        "What is said on stderr, as directives of tracing-subscriber, such as zinit_tracker=debug. Overrides --verbose.",
-    )],
+    environment: &[
+        (
+            "CLICOLOR_FORCE",
+            "If it is set and not 0, listings have colours also where stdout is no terminal. --color overrides it.",
+        ),
+        (
+            "NO_COLOR",
+            "If it is set and not empty, nothing has colours, whatever CLICOLOR_FORCE says. --color overrides it.",
+        ),
+        (
+            "PAGER",
+            "What listings go through that are longer than the terminal: a command of sh(1). Unset: less(1). Empty or cat: nothing. \
+             LESS, LV and LESSSECURE are set to FRX, -c and 1 for it, unless they are set.",
+        ),
+        (
+            "RUST_LOG",
+            "What is said on stderr, as directives of tracing-subscriber, such as zinit_tracker=debug. Overrides --verbose.",
+        ),
+    ],
     files: &[
         (
             "/sys/fs/bpf/zinit",

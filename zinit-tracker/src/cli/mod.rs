@@ -13,6 +13,8 @@ mod man;
 mod manual;
 mod metrics;
 mod output;
+mod pager;
+mod paint;
 mod parse;
 mod print;
 mod promises;
@@ -27,7 +29,7 @@ mod tree;
 mod unload;
 mod why;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -62,6 +64,7 @@ struct Cli {
 
 /// Options of every subcommand.
 #[derive(Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Global {
     /// Pin maps and programs in DIR, on a bpf file system; trackers in different directories know nothing of each other
     #[arg(long, global = true, value_name = "DIR", env = "ZINIT_TRACKER_PINS", default_value = DEFAULT_PINS)]
@@ -79,6 +82,12 @@ struct Global {
     /// Say more on stderr; twice for the diagnostics of the eBPF programs too (RUST_LOG overrides)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// When listings have colours
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value = "auto")]
+    color: paint::When,
+    /// Write long listings to a terminal as they are, and not through $PAGER or less
+    #[arg(long, global = true)]
+    no_pager: bool,
 }
 
 /// How well descendants must be known.
@@ -157,6 +166,7 @@ impl Global {
 /// Parses the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
+    paint::choose(cli.global.color);
     let filter = match (std::env::var("RUST_LOG"), cli.global.verbose) {
         (Ok(directives), _) => EnvFilter::new(directives),
         (Err(_), 0) => EnvFilter::new("warn"),
@@ -168,7 +178,7 @@ pub(crate) fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(paint::on_stderr())
         .without_time()
         .with_target(false)
         .init();

@@ -14,6 +14,7 @@ use zinit_tracker::{
     stop::{StoppedProcess, Survivor},
 };
 
+use super::paint;
 pub(super) use super::print::{failure, is_read, note, print, print_json};
 
 /// How many processes a report for people names.
@@ -200,10 +201,10 @@ pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
 
 /// A table of members.
 pub(super) fn members(members: &[Member]) -> String {
-    let mut text = format!(
+    let mut text = paint::dim(&format!(
         "{:>7} {:>7} {:>7} {:>7}  {}\n",
         "PID", "PPID", "SESSION", "GROUP", "COMMAND"
-    );
+    ));
     for member in members {
         text.push_str(&format!(
             "{:>7} {:>7} {:>7} {:>7}  {}\n",

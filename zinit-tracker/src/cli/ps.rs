@@ -7,7 +7,7 @@ use nix::unistd::{Uid, User};
 use serde::Serialize;
 use zinit_tracker::{Member, ServiceInfo, Tracker, tracker::MemberUsage};
 
-use super::{Global, clock, listing::listed, output};
+use super::{Global, clock, listing::listed, output, pager, paint};
 
 /// List services and their processes, as the kernel knows them.
 ///
@@ -119,7 +119,7 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
             .map(|service| headline(&service.info) + &table(&service.processes, &options.columns));
         drawn.collect()
     };
-    output::print(&text)?;
+    pager::show(global, &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -150,6 +150,15 @@ fn sort(processes: &mut [Process], column: Column) {
         Column::Memory => processes.sort_by_key(|process| usage(process, |usage| usage.memory_bytes)),
         Column::State => processes.sort_by_key(|process| process.usage.as_ref().map(|usage| usage.state)),
         Column::Command => processes.sort_by_key(|process| process.member.comm.clone()),
+    }
+}
+
+impl Process {
+    /// Whether it waits for its parent to reap it, as far as that was asked for.
+    fn is_dead(&self) -> bool {
+        self.usage
+            .as_ref()
+            .is_some_and(|usage| matches!(usage.state, 'Z' | 'X'))
     }
 }
 
@@ -210,7 +219,7 @@ fn table(processes: &[Process], columns: &[Column]) -> String {
         }
     }
     let mut text = String::new();
-    for line in lines {
+    for (number, line) in lines.iter().enumerate() {
         let mut row = String::new();
         for (index, value) in line.iter().enumerate() {
             let width = widths.get(&index).copied().unwrap_or(0);
@@ -221,7 +230,12 @@ fn table(processes: &[Process], columns: &[Column]) -> String {
                 (_, false) => row.push_str(&format!(" {value:>width$}")),
             }
         }
-        text.push_str(row.trim_end());
+        let row = row.trim_end();
+        text.push_str(&match number.checked_sub(1).map(|index| &processes[index]) {
+            None => paint::dim(row),
+            Some(process) if process.is_dead() => paint::dead(row),
+            Some(_) => row.to_owned(),
+        });
         text.push('\n');
     }
     text
@@ -234,15 +248,16 @@ pub(super) fn headline(info: &ServiceInfo) -> String {
         zinit_tracker::tracker::ServiceState::Stopping => "stopping",
         zinit_tracker::tracker::ServiceState::Killing => "killing",
     };
+    let name = paint::title(&format!("{}/{}", info.instance, info.name));
     let mut line = format!(
-        "{}/{}: {state}, {} live, {} ever, peak {}",
-        info.instance, info.name, info.live, info.forks, info.peak
+        "{name}: {state}, {} live, {} ever, peak {}",
+        info.live, info.forks, info.peak
     );
     if info.adopted {
         line.push_str(", adopted");
     }
     if info.lost > 0 {
-        line.push_str(&format!(", {} operations LOST", info.lost));
+        line.push_str(&paint::alarm(&format!(", {} operations LOST", info.lost)));
     }
     line.push('\n');
     line

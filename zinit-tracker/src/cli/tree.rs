@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use zinit_tracker::{Member, ServiceInfo, process::ProcessKey, stop::Fate, tracker::Ended};
 
-use super::{Global, history, listing::listed, output, ps};
+use super::{Global, history, listing::listed, output, pager, ps};
 
 /// Show services and their processes as trees of who created whom.
 ///
@@ -68,7 +68,7 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     let drawn = services
         .iter()
         .map(|service| ps::headline(&service.info) + &tree(&service.processes));
-    output::print(&drawn.collect::<String>())?;
+    pager::show(global, &drawn.collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use zinit_tracker::tracker::{Lineage, Link};
 
-use super::{Global, close, output, parse};
+use super::{Global, close, output, pager, paint, parse};
 
 /// Show which service a process belongs or belonged to, and who created it.
 ///
@@ -30,7 +30,7 @@ pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode
     if options.json {
         output::print_json(&lineage)?;
     } else {
-        output::print(&describe(options.pid, &lineage))?;
+        pager::show(global, &describe(options.pid, &lineage))?;
     }
     if lineage.pid_reused {
         let pid = options.pid;
@@ -45,7 +45,10 @@ fn describe(pid: u32, lineage: &Lineage) -> String {
     let alive = lineage.line.first().is_some_and(|link| link.alive);
     let belongs = if alive { "belongs" } else { "belonged" };
     let mut text = match &lineage.service {
-        Some(info) => format!("{pid} {belongs} to {}/{}\n", info.instance, info.name),
+        Some(info) => {
+            let name = paint::title(&format!("{}/{}", info.instance, info.name));
+            format!("{pid} {belongs} to {name}\n")
+        }
         None => format!(
             "{pid} {belongs} to service {}, which is not registered any more\n",
             lineage.service_id
@@ -66,10 +69,10 @@ fn link(link: &Link) -> String {
         notes.push("main process".to_owned());
     }
     if !link.alive {
-        notes.push(match link.fate {
+        notes.push(paint::dead(&match link.fate {
             Some(fate) => format!("dead: {fate}"),
             None => "dead".to_owned(),
-        });
+        }));
     }
     let line = format!(
         "{:>7}  {:<15}  {}",
