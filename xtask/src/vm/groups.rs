@@ -107,7 +107,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "diff",
     "events",
     "fallback",
-    "guide",
+pub(crate) const LEFT_OUT: &[&str] = &[
     "hanging",
     "idle",
     "limits",
