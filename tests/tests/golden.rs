@@ -115,7 +115,7 @@ impl Bench {
     fn check_as(&self, name: &str, args: &[&str], change: impl Fn(String) -> String) {
         let output = self.run(args);
         let command = self.replaced(&format!("zinit-tracker {}", args.join(" ")));
-        let printed = |bytes: &[u8]| change(self.replaced(&String::from_utf8(bytes.to_vec()).unwrap()));
+        let printed = |bytes: &[u8]| change(self.replaced(std::str::from_utf8(bytes).unwrap()));
         compare(
             name,
             &command,

@@ -942,7 +942,7 @@ mod tests {
         let ring = ring(1);
         let (out, capture) = ring.capture(&service("web"), Stream::Out).unwrap();
         let (err, other) = ring.capture(&service("web"), Stream::Err).unwrap();
-        let (foreign, _writer) = std::io::pipe().unwrap();
+        let (foreign, _writer) = io::pipe().unwrap();
         let both = out.try_clone().unwrap();
         let again = out.try_clone().unwrap();
         let sleep = |stdout: std::process::Stdio, stderr: std::process::Stdio| {
