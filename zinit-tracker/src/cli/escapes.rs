@@ -75,7 +75,8 @@ fn describe(listed: &Listed) -> String {
     text
 }
 
-fn name_of(link: &Link) -> String {
+/// A creator, for people.
+pub(super) fn name_of(link: &Link) -> String {
     let mut text = format!("{} {}", link.pid, output::plain(&link.comm));
     if link.main {
         text.push_str(", the main process");

@@ -26,7 +26,7 @@ use zinit_tracker::{
 use super::{Global, clock, close, output, pager, paint, parse};
 
 /// How many events are written at once, so that the ring is emptied faster than it is filled.
-const BATCH: usize = 512;
+pub(super) const BATCH: usize = 512;
 
 /// Show what happens to the processes of services: one line an event.
 ///
@@ -65,14 +65,14 @@ pub(super) struct Options {
 /// A line, and an object of the JSON.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Line {
+pub(super) enum Line {
     Process(OfProcess),
     Empty(OfService),
     Lost(Lost),
 }
 
 #[derive(Serialize)]
-struct OfService {
+pub(super) struct OfService {
     kind: &'static str,
     time: String,
     boottime_ns: u64,
@@ -82,7 +82,7 @@ struct OfService {
 }
 
 #[derive(Serialize)]
-struct OfProcess {
+pub(super) struct OfProcess {
     #[serde(flatten)]
     service: OfService,
     pid: u32,
@@ -95,7 +95,7 @@ struct OfProcess {
 }
 
 #[derive(Serialize)]
-struct Lost {
+pub(super) struct Lost {
     kind: &'static str,
     time: String,
     boottime_ns: u64,
@@ -105,7 +105,7 @@ struct Lost {
 }
 
 /// The services by number, and which of them are asked for.
-struct Services<'a> {
+pub(super) struct Services<'a> {
     tracker: &'a Tracker,
     names: &'a [String],
     wanted: HashSet<u32>,
@@ -260,7 +260,7 @@ impl Ending {
 }
 
 impl<'a> Services<'a> {
-    fn new(tracker: &'a Tracker, names: &'a [String]) -> anyhow::Result<Self> {
+    pub(super) fn new(tracker: &'a Tracker, names: &'a [String]) -> anyhow::Result<Self> {
         let mut services = Self {
             tracker,
             names,
@@ -324,7 +324,7 @@ fn of_record(services: &mut Services<'_>, ended: &Ended) -> Option<Line> {
     }))
 }
 
-fn of_event(services: &mut Services<'_>, event: &Event) -> Option<Line> {
+pub(super) fn of_event(services: &mut Services<'_>, event: &Event) -> Option<Line> {
     let kind = match event.kind {
         event_kind::FORK => "fork",
         event_kind::EXEC => "exec",
@@ -358,7 +358,7 @@ fn comm(bytes: &[u8; COMM_LEN]) -> String {
 }
 
 /// Lines on what has been lost meanwhile.
-fn lost(before: EventLosses, now: EventLosses) -> impl Iterator<Item = Line> {
+pub(super) fn lost(before: EventLosses, now: EventLosses) -> impl Iterator<Item = Line> {
     let counts = [
         ("dropped", "any", before.dropped, now.dropped),
         ("missed", "fork", before.missed_creations, now.missed_creations),
@@ -390,7 +390,8 @@ fn text(lines: impl Iterator<Item = Line>, json: bool) -> anyhow::Result<String>
     Ok(text)
 }
 
-fn describe(line: &Line) -> String {
+/// A line, for people.
+pub(super) fn describe(line: &Line) -> String {
     let named = |service: &OfService| match &service.service {
         Some(name) => output::plain(name),
         None => format!("service {}", service.service_id),

@@ -25,6 +25,7 @@ mod run;
 mod schemas;
 mod signals;
 mod stop;
+mod top;
 mod tree;
 mod unload;
 mod why;
@@ -106,6 +107,7 @@ enum Command {
     Run(run::Options),
     Ps(ps::Options),
     Tree(tree::Options),
+    Top(top::Options),
     Why(why::Options),
     Escapes(escapes::Options),
     Diff(diff::Options),
@@ -176,7 +178,7 @@ pub(crate) fn main() -> ExitCode {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| top::Log)
         .log_internal_errors(false)
         .with_ansi(paint::on_stderr())
         .without_time()
@@ -203,6 +205,7 @@ fn execute(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Stop(options) => runtime()?.block_on(stop::run(global, options)),
         Command::Ps(options) => ps::run(global, options),
         Command::Tree(options) => tree::run(global, options),
+        Command::Top(options) => top::run(global, options),
         Command::Why(options) => why::run(global, options),
         Command::Escapes(options) => escapes::run(global, options),
         Command::Diff(options) => diff::run(global, options),

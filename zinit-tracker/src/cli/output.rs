@@ -116,27 +116,31 @@ pub(super) fn human(duration: Duration) -> String {
 
 /// The report of a stop, for people, on stderr; the last word is whether it is proven.
 pub(super) fn report(report: &StopReport) {
-    for process in report.processes.iter().take(MOST_LINES) {
-        note(&process_line(process));
+    for line in report_lines(report, MOST_LINES) {
+        note(&line);
     }
-    if report.processes.len() > MOST_LINES {
-        note(&format!("  … and {} more", report.processes.len() - MOST_LINES));
+}
+
+/// The report of a stop, for people: at most so many processes of each kind, and whether it is proven.
+pub(super) fn report_lines(report: &StopReport, most: usize) -> Vec<String> {
+    let mut lines: Vec<_> = report.processes.iter().take(most).map(process_line).collect();
+    if report.processes.len() > most {
+        lines.push(format!("  … and {} more", report.processes.len() - most));
     }
-    for survivor in report.survivors.iter().take(MOST_LINES) {
-        note(&survivor_line(survivor));
+    lines.extend(report.survivors.iter().take(most).map(survivor_line));
+    if report.survivors.len() > most {
+        lines.push(format!("  … and {} more survive", report.survivors.len() - most));
     }
-    if report.survivors.len() > MOST_LINES {
-        note(&format!("  … and {} more survive", report.survivors.len() - MOST_LINES));
-    }
-    for suspect in report.suspects.iter().take(MOST_LINES) {
-        note(&format!(
+    lines.extend(report.suspects.iter().take(most).map(|suspect| {
+        format!(
             "  {:>7}  {:<15}  not signalled, though it shares its {} with the service",
             suspect.pid,
             plain(&suspect.comm),
             suspect.shares
-        ));
-    }
-    note(&summary(report));
+        )
+    }));
+    lines.push(summary(report));
+    lines
 }
 
 fn process_line(process: &StoppedProcess) -> String {

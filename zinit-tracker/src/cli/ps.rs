@@ -191,7 +191,7 @@ impl Column {
 }
 
 /// An age in whole seconds, its two largest units.
-fn coarse(age: Duration) -> String {
+pub(super) fn coarse(age: Duration) -> String {
     let seconds = age.as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

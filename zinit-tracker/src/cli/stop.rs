@@ -83,28 +83,42 @@ async fn stop(tracker: &Tracker, info: &ServiceInfo, options: &Options) -> anyho
         kill_timeout: options.kill_timeout,
         ..StopPolicy::default()
     };
-    let service = info.handle();
-    let (result, status) = match zinit_tracker::stop(tracker, &service, &policy).await {
-        Ok(result) => {
-            let status = status(&result);
-            (result, status)
-        }
-        Err(StopError::Survivors(result)) => (*result, ExitCode::FAILURE),
-        Err(error) => return Err(error.into()),
-    };
+    let result = carry_out(tracker, info, &policy).await?;
     output::report(&result);
-    // Services of a supervisor stay registered: it decides what becomes of them.
-    if result.survivors.is_empty() && info.instance == Config::default().instance {
-        tracker.unregister(&service)?;
-    }
     if let Some(report) = report {
         report.write(&result)?;
     }
-    Ok(status)
+    Ok(status(&result))
+}
+
+/// Stops a service, and forgets it if nothing of it is left and no supervisor minds it.
+pub(super) async fn carry_out(
+    tracker: &Tracker,
+    info: &ServiceInfo,
+    policy: &StopPolicy,
+) -> anyhow::Result<StopReport> {
+    let service = info.handle();
+    let report = match zinit_tracker::stop(tracker, &service, policy).await {
+        Ok(report) => report,
+        Err(StopError::Survivors(report)) => *report,
+        Err(error) => return Err(error.into()),
+    };
+    // Services of a supervisor stay registered: it decides what becomes of them.
+    if report.survivors.is_empty() && !has_supervisor(info) {
+        tracker.unregister(&service)?;
+    }
+    Ok(report)
+}
+
+/// Whether somebody else than this tool has registered the service.
+pub(super) fn has_supervisor(info: &ServiceInfo) -> bool {
+    info.instance != Config::default().instance
 }
 
 fn status(report: &StopReport) -> ExitCode {
-    if report.proven {
+    if !report.survivors.is_empty() {
+        ExitCode::FAILURE
+    } else if report.proven {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(NOT_PROVEN)

@@ -1,7 +1,7 @@
 //! `zinit-tracker tree`: services and their processes by who created whom.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{HashMap, HashSet},
     process::ExitCode,
 };
 
@@ -116,35 +116,81 @@ fn quoted(lines: &[&str]) -> String {
     format!("\"{}\"", lines.join("\\n"))
 }
 
-fn tree(members: &[Member]) -> String {
-    let mut children: BTreeMap<ProcessKey, Vec<&Member>> = BTreeMap::new();
+/// A process in a tree, which follows its creator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    /// Its index among the members.
+    pub(super) member: usize,
+    /// The index of its creator's row; `None`: it stands at the top.
+    pub(super) above: Option<usize>,
+    /// How many rows stand above it.
+    pub(super) depth: usize,
+    /// Whether no other process of the same creator follows.
+    is_last: bool,
+}
+
+/// The members, each below its creator.
+pub(super) fn rows(members: &[Member]) -> Vec<Row> {
+    let known: HashSet<ProcessKey> = members.iter().map(|member| member.key).collect();
+    let mut children: HashMap<ProcessKey, Vec<usize>> = HashMap::new();
     let mut top = Vec::new();
-    for member in members {
-        if members.iter().any(|other| other.key == member.parent) {
-            children.entry(member.parent).or_default().push(member);
+    for (index, member) in members.iter().enumerate() {
+        if known.contains(&member.parent) {
+            children.entry(member.parent).or_default().push(index);
         } else {
-            top.push(member);
+            top.push(index);
         }
     }
-    let mut text = String::new();
+    let mut rows: Vec<Row> = Vec::with_capacity(members.len());
     // Depth first with a stack of its own: a chain of generations may be as long as the books are large.
-    let mut stack: Vec<(&Member, String, bool)> = Vec::new();
-    for (index, member) in top.iter().enumerate().rev() {
-        stack.push((member, String::new(), index + 1 == top.len()));
+    let mut stack: Vec<Row> = Vec::new();
+    let push = |stack: &mut Vec<Row>, born: &[usize], above, depth| {
+        for (index, member) in born.iter().enumerate().rev() {
+            stack.push(Row {
+                member: *member,
+                above,
+                depth,
+                is_last: index + 1 == born.len(),
+            });
+        }
+    };
+    push(&mut stack, &top, None, 0);
+    while let Some(row) = stack.pop() {
+        let (here, depth) = (rows.len(), row.depth + 1);
+        let key = members[row.member].key;
+        rows.push(row);
+        if let Some(born) = children.get(&key) {
+            push(&mut stack, born, Some(here), depth);
+        }
     }
-    while let Some((member, indent, is_last)) = stack.pop() {
-        let branch = if is_last { "└─" } else { "├─" };
+    rows
+}
+
+/// What stands before a process: its branch, and those of the `most` rows next above that go on below it.
+pub(super) fn branches(rows: &[Row], row: &Row, most: usize) -> String {
+    let mut pieces = vec![if row.is_last { "└─" } else { "├─" }];
+    let mut above = row.above;
+    while let Some(index) = above {
+        if pieces.len() > most {
+            break;
+        }
+        pieces.push(if rows[index].is_last { "   " } else { "│  " });
+        above = rows[index].above;
+    }
+    pieces.into_iter().rev().collect()
+}
+
+fn tree(members: &[Member]) -> String {
+    let rows = rows(members);
+    let mut text = String::new();
+    for row in &rows {
+        let member = &members[row.member];
         text.push_str(&format!(
-            "{indent}{branch} {} {}\n",
+            "{} {} {}\n",
+            branches(&rows, row, usize::MAX),
             member.pid,
             output::plain(&member.comm)
         ));
-        let below = format!("{indent}{}", if is_last { "   " } else { "│  " });
-        if let Some(children) = children.get(&member.key) {
-            for (index, child) in children.iter().enumerate().rev() {
-                stack.push((child, below.clone(), index + 1 == children.len()));
-            }
-        }
     }
     text
 }

@@ -78,8 +78,12 @@ impl Tracker {
         self.members_where(|service| services.contains(&service))
     }
 
-    /// The live members of all services, oldest first.
-    pub(super) fn all_members(&self) -> Result<Vec<Member>, TrackerError> {
+    /// The live members of all services, oldest first, as [`Tracker::processes`] has those of one.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn all_members(&self) -> Result<Vec<Member>, TrackerError> {
         self.members_where(|_| true)
     }
 
@@ -168,7 +172,11 @@ impl Tracker {
     }
 
     /// As [`Tracker::release`], of exactly this member; one that is dead has descendants all the same.
-    pub(crate) fn release_member(&self, member: Member) -> Result<Vec<Member>, TrackerError> {
+    ///
+    /// # Errors
+    ///
+    /// When the books cannot be read or changed.
+    pub fn release_member(&self, member: Member) -> Result<Vec<Member>, TrackerError> {
         let _guard = self.books.exclusive()?;
         self.release_from(member)
     }

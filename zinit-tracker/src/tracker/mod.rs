@@ -40,7 +40,7 @@ pub use service::{Service, ServiceId, ServiceInfo, ServiceState};
 pub use spawn::COOKIE;
 pub use sweep::Sign;
 pub(crate) use sweep::{Stray, Sweeper};
-pub use usage::MemberUsage;
+pub use usage::{CpuShares, MemberLoad, MemberUsage};
 pub(crate) use wait::{RECHECK, Watch, Watched};
 use zinit_ebpf::{Service as Record, StateChange, Stats, service_state};
 
