@@ -103,7 +103,9 @@ pub struct ServiceInfo {
 }
 
 impl ServiceInfo {
-    pub(super) fn new(id: u32, record: &Record) -> Self {
+    /// What an entry of the map `services` says.
+    #[must_use]
+    pub fn new(id: u32, record: &Record) -> Self {
         Self {
             id: ServiceId(id),
             instance: text(&record.instance),

@@ -1,5 +1,7 @@
 //! What keys do.
 
+use std::ops::Range;
+
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::{
@@ -13,8 +15,8 @@ pub(super) const HELP: [(&str, &str); 13] = [
     ("↑ ↓ PgUp PgDn Home End", "go through the list (k j g G too)"),
     ("Enter →", "show the processes of the service"),
     ("Esc ←", "back; also ends the filter"),
-    ("s", "stop the service: shows whom that would signal, and asks"),
-    ("r", "release the process and its descendants, after asking"),
+    ("s", "stop the service: shows whom it signals, and asks"),
+    ("r", "release the process with its descendants, asks"),
     ("e", "follow the events of the service"),
     ("/", "show only what contains a text"),
     ("o", "order by the next column"),
@@ -276,8 +278,15 @@ impl Events {
 }
 
 impl Text {
+    /// The lines that are seen, of so many.
+    pub(super) fn window(&mut self, height: usize, count: usize) -> Range<usize> {
+        (self.height, self.count) = (height, count);
+        self.top = self.top.min(count.saturating_sub(height));
+        self.top..count.min(self.top + height)
+    }
+
     fn scroll(&mut self, step: Step) {
-        let most = self.lines.len().saturating_sub(self.height);
+        let most = self.count.saturating_sub(self.height);
         let page = self.height.saturating_sub(1).max(1);
         let top = match step {
             Step::Up => self.top.saturating_sub(1),

@@ -244,7 +244,6 @@ impl Top {
     }
 }
 
-
 fn is_redraw(key: KeyEvent) -> bool {
     key.code == KeyCode::Char('l') && key.modifiers.contains(KeyModifiers::CONTROL)
 }

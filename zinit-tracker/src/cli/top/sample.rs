@@ -68,6 +68,8 @@ pub(super) struct Load {
 #[derive(Debug)]
 pub(super) struct Tree {
     pub(super) service: ServiceId,
+    /// Time since boot at which it was so.
+    pub(super) at: Duration,
     pub(super) members: Vec<Member>,
     pub(super) rows: Vec<Row>,
     /// Of those that were looked at: state and load.
@@ -205,7 +207,11 @@ impl Sampler {
     fn fork_rate(&mut self, info: &ServiceInfo, now: Instant) -> Option<f64> {
         let count = info.forks;
         let Some(before) = self.forks.get(&info.id).copied() else {
-            let first = Forks { count, at: now, rate: None };
+            let first = Forks {
+                count,
+                at: now,
+                rate: None,
+            };
             self.forks.insert(info.id, first);
             return None;
         };
@@ -223,6 +229,7 @@ impl Sampler {
         let members: Vec<_> = self.members.iter().filter(of_service).cloned().collect();
         Tree {
             service,
+            at: Tracker::now(),
             rows: tree::rows(&members),
             loads: members
                 .iter()

@@ -5,9 +5,7 @@ use std::{
     time::Instant,
 };
 
-use zinit_tracker::{
-    Member, ServiceId, ServiceInfo, StopPolicy, StopReport, process::ProcessKey, tracker::Escape,
-};
+use zinit_tracker::{Member, ServiceId, ServiceInfo, StopPolicy, StopReport, process::ProcessKey, tracker::Escape};
 
 use super::{
     list::Cursor,
@@ -82,7 +80,10 @@ pub(super) struct Events {
 pub(super) enum Over {
     Help,
     /// A question; `then` is done if the answer is yes.
-    Ask { text: Text, then: Action },
+    Ask {
+        text: Text,
+        then: Action,
+    },
     Tell(Text),
 }
 
@@ -95,8 +96,9 @@ pub(super) struct Text {
     pub(super) lines: Vec<String>,
     /// The first line that is seen.
     pub(super) top: usize,
-    /// How many lines are seen at a time.
+    /// How many lines are seen at a time, and how many there are as they are folded.
     pub(super) height: usize,
+    pub(super) count: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,7 +210,10 @@ impl State {
     /// What was read.
     pub(super) fn sampled(&mut self, snapshot: Snapshot) {
         if let (Place::Processes(processes), Ok(sample)) = (&self.place, &snapshot)
-            && !sample.services.iter().any(|service| service.info.id == processes.service)
+            && !sample
+                .services
+                .iter()
+                .any(|service| service.info.id == processes.service)
         {
             self.message = Some(format!("{} is not registered any more", output::plain(&processes.name)));
             self.place = Place::Services;
@@ -251,10 +256,7 @@ impl State {
                 policy.signal,
                 output::counted(members.len(), "process", "processes")
             ),
-            format!(
-                "SIGKILL follows to whoever lives after {} s.",
-                policy.grace.as_secs()
-            ),
+            format!("SIGKILL follows to whoever lives after {} s.", policy.grace.as_secs()),
         ];
         if stop::has_supervisor(&info) {
             let instance = output::plain(&info.instance);
@@ -281,7 +283,10 @@ impl State {
                 // What it comes to is read first here.
                 let head = lines.pop().into_iter().collect();
                 self.over = Some(Over::Tell(Text {
-                    title: format!("Stop of {}", output::plain(&report.service)),
+                    title: format!(
+                        "Stop of {}",
+                        output::plain(&format!("{}/{}", report.instance, report.service))
+                    ),
                     head,
                     lines,
                     ..Text::default()
@@ -351,7 +356,12 @@ impl Processes {
     /// The rows that are shown, in their order.
     pub(super) fn shown(&self, tree: &Tree) -> Vec<usize> {
         let member = |row: &usize| &tree.members[tree.rows[*row].member];
-        let load = |row: &usize| tree.loads.get(&member(row).key).map(|(_, load)| *load).unwrap_or_default();
+        let load = |row: &usize| {
+            tree.loads
+                .get(&member(row).key)
+                .map(|(_, load)| *load)
+                .unwrap_or_default()
+        };
         let mut shown: Vec<_> = (0..tree.rows.len())
             .filter(|row| {
                 self.filter.is_empty()
@@ -370,7 +380,10 @@ impl Processes {
 
     /// The names of these rows.
     pub(super) fn keys(tree: &Tree, shown: &[usize]) -> Vec<ProcessKey> {
-        shown.iter().map(|row| tree.members[tree.rows[*row].member].key).collect()
+        shown
+            .iter()
+            .map(|row| tree.members[tree.rows[*row].member].key)
+            .collect()
     }
 
     pub(super) fn escape(&self, key: ProcessKey) -> Option<&Escape> {

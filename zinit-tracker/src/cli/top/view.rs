@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use ratatui::{
     Frame,
-    layout::{Constraint, Layout, Rect},
+    layout::{Constraint, Flex, Layout, Rect},
     style::{Color, Modifier, Style},
     text::{Line, Span},
     widgets::{Block, Cell, Clear, Paragraph, Row, Table, Wrap},
 };
 use zinit_tracker::{
-    Tracker, Tracking,
+    Tracking,
     process::ProcessKey,
     stop::Doubt,
     tracker::{Departure, ServiceState},
@@ -25,8 +25,10 @@ use crate::cli::{escapes, output, ps, tree};
 
 /// Less is of no use.
 const LEAST: (u16, u16) = (60, 12);
-/// How many generations are drawn of a process's ancestors; below that only how many there are.
-const MOST_BRANCHES: usize = 8;
+/// How wide the columns of processes are that stand before the command, with gaps.
+const BEFORE_COMMAND: u16 = 56;
+/// How much room the command name has at least, the number of generations included that are left out.
+const COMMAND: u16 = 14;
 
 /// How things look.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +67,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State, look: Look) -> Vec<
     let [head, body, detail, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Min(1),
-        Constraint::Length(2),
+        Constraint::Length(3),
         Constraint::Length(1),
     ])
     .areas(area);
@@ -114,7 +116,10 @@ fn title(state: &State) -> String {
                 Some(escapes) => format!("{} escaped", escapes.len()),
                 None => "looking for escapes …".to_owned(),
             };
-            format!(" {}   {live} live   {escaped}   {level}", output::plain(&processes.name))
+            format!(
+                " {}   {live} live   {escaped}   {level}",
+                output::plain(&processes.name)
+            )
         }
     }
 }
@@ -157,11 +162,15 @@ fn draw_services(frame: &mut Frame<'_>, state: &mut State, look: Look, body: Rec
             false => Look::bold(),
         };
         let text = Line::styled(name, style);
-        Cell::new(if (1..5).contains(&column) { text.right_aligned() } else { text })
+        Cell::new(if (1..5).contains(&column) {
+            text.right_aligned()
+        } else {
+            text
+        })
     });
     frame.render_widget(Table::new(rows, widths).header(Row::new(titles)), body);
     let lines = state.meant().map(|service| service_detail(service)).unwrap_or_default();
-    frame.render_widget(Paragraph::new(lines), detail);
+    frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: false }), detail);
 }
 
 fn tracking(state: &State) -> Option<Tracking> {
@@ -246,16 +255,15 @@ fn draw_processes(
     let window = processes
         .cursor
         .window(usize::from(body.height.saturating_sub(1)), &keys);
-    let now = Tracker::now();
+    // Of a branch, each generation takes three columns.
+    let most = usize::from(body.width.saturating_sub(BEFORE_COMMAND + COMMAND) / 3);
     let rows = window.clone().map(|index| {
         let row = &tree.rows[shown[index]];
         let member = &tree.members[row.member];
         let load = tree.loads.get(&member.key);
         let branches = match processes.is_tree() {
-            true if row.depth > MOST_BRANCHES => {
-                format!("…{} {}", row.depth, tree::branches(&tree.rows, row, MOST_BRANCHES - 2))
-            }
-            true => tree::branches(&tree.rows, row, MOST_BRANCHES),
+            true if row.depth > most => format!("…{} {}", row.depth, tree::branches(&tree.rows, row, 1)),
+            true => tree::branches(&tree.rows, row, most),
             false => String::new(),
         };
         let gap = if branches.is_empty() { "" } else { " " };
@@ -265,7 +273,7 @@ fn draw_processes(
             Cell::new(load.map_or("…".to_owned(), |(state, _)| state.to_string())),
             right(load.map_or("…".to_owned(), |(_, load)| cpu(*load))),
             right(load.map_or("…".to_owned(), |(_, load)| memory(load.memory))),
-            right(ps::coarse(now.saturating_sub(member.key.started()))),
+            right(ps::coarse(tree.at.saturating_sub(member.key.started()))),
             Cell::new(Span::styled(left.unwrap_or_default(), look.coloured(Color::Yellow))),
             Cell::new(format!("{branches}{gap}{}", output::plain(&member.comm))),
         ];
@@ -280,9 +288,9 @@ fn draw_processes(
         Constraint::Length(7),
         Constraint::Length(1),
         Constraint::Length(6),
-        Constraint::Length(10),
+        Constraint::Length(9),
         Constraint::Length(7),
-        Constraint::Length(15),
+        Constraint::Length(20),
         Constraint::Min(20),
     ];
     let titles = [
@@ -308,20 +316,23 @@ fn draw_processes(
     frame.render_widget(Table::new(rows, widths).header(Row::new(titles)), body);
     let place = match keys.len() {
         0 => " nobody is shown".to_owned(),
-        count => format!(
-            " {} of {count}{}",
-            processes.cursor.index() + 1,
-            aged(sample.loads_age)
-        ),
+        count => format!(" {} of {count}{}", processes.cursor.index() + 1, aged(sample.loads_age)),
     };
     let escape = processes.cursor.chosen().and_then(|key| processes.escape(key));
     let why = escape.map_or(String::new(), |escape| {
-        let left: Vec<_> = escape.left.iter().map(|departure| format!("left {departure}")).collect();
+        let left: Vec<_> = escape
+            .left
+            .iter()
+            .map(|departure| format!("left {departure}"))
+            .collect();
         let creator = escape.line.get(1).map(escapes::name_of);
         let creator = creator.map_or(String::new(), |creator| format!("; created by {creator}"));
         format!(" {}{creator}", output::plain(&left.join("; ")))
     });
-    frame.render_widget(Paragraph::new(vec![Line::from(place), Line::from(why)]), detail);
+    frame.render_widget(
+        Paragraph::new(vec![Line::from(place), Line::from(why)]).wrap(Wrap { trim: false }),
+        detail,
+    );
     keys[window].to_vec()
 }
 
@@ -346,7 +357,11 @@ fn draw_events(frame: &mut Frame<'_>, events: &mut Events, area: Rect) {
     let begin = end.saturating_sub(events.height);
     // At the top of what is kept, the room is filled from there on.
     let end = (begin + events.height).min(events.lines.len());
-    let lines: Vec<_> = events.lines.range(begin..end).map(|line| Line::from(line.as_str())).collect();
+    let lines: Vec<_> = events
+        .lines
+        .range(begin..end)
+        .map(|line| Line::from(line.as_str()))
+        .collect();
     let text = match lines.is_empty() {
         true => Paragraph::new("nothing has happened yet"),
         false => Paragraph::new(lines),
@@ -402,47 +417,60 @@ fn draw_over(frame: &mut Frame<'_>, over: &mut Over, area: Rect) {
 }
 
 fn draw_text(frame: &mut Frame<'_>, text: &mut Text, area: Rect) {
-    let longest = text.head.iter().chain(&text.lines).map(|line| line.chars().count()).max();
+    let longest = text
+        .head
+        .iter()
+        .chain(&text.lines)
+        .map(|line| line.chars().count())
+        .max();
     let longest = longest.unwrap_or(0).max(text.title.chars().count() + 2);
-    let width = u16::try_from(longest + 2).unwrap_or(u16::MAX).clamp(30, area.width.saturating_sub(4));
-    let head = Paragraph::new(text.head.join("\n")).wrap(Wrap { trim: false });
-    let head_height = wrapped(&text.head, width.saturating_sub(2));
-    let wanted = u16::try_from(text.lines.len()).unwrap_or(u16::MAX).saturating_add(head_height);
+    let width = u16::try_from(longest + 2)
+        .unwrap_or(u16::MAX)
+        .clamp(30, area.width.saturating_sub(4));
+    let folded = |lines: &[String]| -> Vec<String> {
+        let fold = |line: &String| fold(line, usize::from(width.saturating_sub(2)));
+        lines.iter().flat_map(fold).collect()
+    };
+    let (head, lines) = (folded(&text.head), folded(&text.lines));
+    let head_height = u16::try_from(head.len()).unwrap_or(u16::MAX);
+    let wanted = u16::try_from(lines.len())
+        .unwrap_or(u16::MAX)
+        .saturating_add(head_height);
     let height = wanted.saturating_add(2).clamp(3, area.height.saturating_sub(2));
     let [area] = Layout::horizontal([Constraint::Length(width)])
-        .flex(ratatui::layout::Flex::Center)
+        .flex(Flex::Center)
         .areas(area);
     let [area] = Layout::vertical([Constraint::Length(height)])
-        .flex(ratatui::layout::Flex::Center)
+        .flex(Flex::Center)
         .areas(area);
     frame.render_widget(Clear, area);
     let block = Block::bordered().title(format!(" {} ", text.title));
-    let inner = block.inner(area);
-    let [head_area, body] = Layout::vertical([Constraint::Length(head_height), Constraint::Min(0)]).areas(inner);
-    text.height = usize::from(body.height);
-    text.top = text.top.min(text.lines.len().saturating_sub(text.height));
-    let seen: Vec<_> = text
-        .lines
-        .iter()
-        .skip(text.top)
-        .take(text.height)
-        .map(|line| Line::from(line.as_str()))
-        .collect();
-    let below = text.lines.len().saturating_sub(text.top + seen.len());
-    let block = match below + text.top {
-        0 => block,
-        _ => block.title_bottom(format!(" {}-{} of {} ", text.top + 1, text.top + seen.len(), text.lines.len())),
+    let [head_area, body] =
+        Layout::vertical([Constraint::Length(head_height), Constraint::Min(0)]).areas(block.inner(area));
+    let seen = text.window(usize::from(body.height), lines.len());
+    let block = match seen.len() < lines.len() {
+        true => block.title_bottom(format!(" {}-{} of {} ", seen.start + 1, seen.end, lines.len())),
+        false => block,
     };
     frame.render_widget(block, area);
-    frame.render_widget(head, head_area);
-    frame.render_widget(Paragraph::new(seen), body);
+    frame.render_widget(Paragraph::new(head.join("\n")), head_area);
+    frame.render_widget(Paragraph::new(lines[seen].join("\n")), body);
 }
 
-/// How many lines these take when no line is longer than that; words that are cut make it a little more.
-fn wrapped(lines: &[String], width: u16) -> u16 {
-    let width = usize::from(width.saturating_sub(8).max(1));
-    let rows: usize = lines.iter().map(|line| line.chars().count().div_ceil(width).max(1)).sum();
-    u16::try_from(rows).unwrap_or(u16::MAX)
+/// A line as several that are no longer than that, cut between words where there are any.
+fn fold(line: &str, width: usize) -> Vec<String> {
+    const INDENT: &str = "    ";
+    let mut folded = Vec::new();
+    let mut rest: Vec<char> = line.chars().collect();
+    while rest.len() > width && width > 2 * INDENT.len() {
+        let space = rest[..width].iter().rposition(|letter| *letter == ' ');
+        let cut = space.filter(|at| *at > width / 2).map_or(width, |at| at + 1);
+        let below = rest.split_off(cut);
+        folded.push(rest.iter().collect::<String>().trim_end().to_owned());
+        rest = INDENT.chars().chain(below).collect();
+    }
+    folded.push(rest.into_iter().collect());
+    folded
 }
 
 fn right(text: String) -> Cell<'static> {
@@ -467,3 +495,6 @@ fn memory(bytes: u64) -> String {
         small => format!("{small:.1} MiB"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,11 +52,7 @@ pub(super) enum Message {
 pub(super) type Out = SyncSender<Message>;
 
 /// Starts a thread; one that panics is an error rather than a silence. Nobody waits for a message that nobody reads any more.
-fn start(
-    name: &'static str,
-    out: &Out,
-    work: impl FnOnce(&Out) + Send + 'static,
-) -> anyhow::Result<JoinHandle<()>> {
+fn start(name: &'static str, out: &Out, work: impl FnOnce(&Out) + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
     let out = out.clone();
     thread::Builder::new()
         .name(name.to_owned())
@@ -244,8 +240,7 @@ pub(super) fn stop_service(out: &Out, tracker: Weak<Tracker>, info: ServiceInfo)
 
 pub(super) fn release(out: &Out, tracker: Weak<Tracker>, member: Member) -> anyhow::Result<()> {
     once("release", out, tracker, |tracker| {
-        let released =
-            tracker.and_then(|tracker| tracker.release_member(member).map_err(|error| told(&error.into())));
+        let released = tracker.and_then(|tracker| tracker.release_member(member).map_err(|error| told(&error.into())));
         Message::Released(released)
     })
 }
