@@ -9,6 +9,7 @@
 //! - [`orphans`] reaps them where they are many;
 //! - [`openmetrics`] reads metrics by the letter of their specification;
 //! - [`random`] repeats what was random;
+//! - [`terminal`] shows what users see;
 //! - [`sandbox`] has a tracker of a test's own to set them against, [`supervised`] a supervisor, [`daemon`] a supervisor as
 //!   users have it, and [`tool`](mod@tool) the programs.
 //!
@@ -27,6 +28,7 @@ pub mod ready;
 pub mod resources;
 pub mod sandbox;
 pub mod supervised;
+pub mod terminal;
 pub mod tool;
 
 /// How often a test repeats what may go wrong once in many times: `ZINIT_TEST_ROUNDS`, or this number.

@@ -98,7 +98,7 @@ const LOCKDOWN: &str = "7.x lockdown=confidentiality";
 const OTHERS: &[&str] = &["6.12"];
 
 /// Groups that run in no guest: what tests the actors alone, or what stands above the tracker, says nothing about a kernel
-/// (that it boots one is what `--pid1` shows), nor does what is done without BPF, nor the ring, on which no decision depends; and twenty thousand processes take more memory than a
+/// (that it boots one is what `--pid1` shows), nor does what is drawn, or done without BPF, nor the ring, on which no decision depends; and twenty thousand processes take more memory than a
 /// guest has.
 pub(crate) const LEFT_OUT: &[&str] = &[
     "actor",
@@ -107,7 +107,8 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "diff",
     "events",
     "fallback",
-pub(crate) const LEFT_OUT: &[&str] = &[
+    "golden",
+    "guide",
     "hanging",
     "idle",
     "limits",
@@ -122,6 +123,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "schemas",
     "supervisor",
     "terminal",
+    "top",
     "why",
     "zinit_bad_input",
     "zinit_cli",
