@@ -45,10 +45,10 @@ fn line_of(screen: &str, first: &str) -> Option<Vec<String>> {
     lines.find_map(|mut words| (words.next()? == first).then(|| words.collect()))
 }
 
-/// Whether a service is shown with as many processes as `/proc` has of it.
-fn counts(screen: &str, played: &Played) -> bool {
+/// Whether a service is shown with so many processes.
+fn counts(screen: &str, played: &Played, count: usize) -> bool {
     let name = format!("test/{}", played.service.name());
-    line_of(screen, &name).is_some_and(|words| words[0] == pids(&played.marker).len().to_string())
+    line_of(screen, &name).is_some_and(|words| words[0] == count.to_string())
 }
 
 /// Chooses a service by its name.
@@ -92,12 +92,16 @@ async fn the_overview_counts_as_proc_does_on_small_and_large_terminals() {
         sandbox.play("double-fork", [""; 0]),
         sandbox.play("sessions", ["23"]),
     ];
+    let there: Vec<_> = played.iter().map(|played| pids(&played.marker).len()).collect();
+    let all: usize = there.iter().sum();
     for size in [(80, 24), (200, 50)] {
         let terminal = top(&sandbox, size);
         let screen = terminal.wait_for("all services are counted", |screen| {
-            played.iter().all(|played| counts(screen, played))
+            played
+                .iter()
+                .zip(&there)
+                .all(|(played, count)| counts(screen, played, *count))
         });
-        let all: usize = played.iter().map(|played| pids(&played.marker).len()).sum();
         assert_eq!(line_of(&screen, "TOTAL").unwrap()[0], all.to_string(), "{screen}");
         let sessions = line_of(&screen, "test/sessions").unwrap();
         assert_eq!(sessions[sessions.len() - 2..], ["ebpf", "yes"], "{screen}");
@@ -168,12 +172,13 @@ async fn a_stop_ends_exactly_whom_its_preview_lists() {
     terminal.press(&["s"]);
     terminal.shows("Stop test/setsid?");
     terminal.press(&["y"]);
-    let screen = terminal.shows("nothing is left: proven");
+    let screen = terminal.shows("service setsid is down: 2 processes ended");
+    assert!(screen.contains("proven") && !screen.contains("not proven"), "{screen}");
     assert!(screen.contains("SIGTERM"), "{screen}");
     assert_eq!(survivors(&stopped.marker), []);
     assert_eq!(pids(&other.marker), before, "another service's processes");
     terminal.press(&["Escape"]);
-    terminal.wait_for("it is empty", |screen| counts(screen, &stopped));
+    terminal.wait_for("it is empty", |screen| counts(screen, &stopped, 0));
     quit(&terminal);
     stopped.child.wait().await.unwrap();
     end(sandbox, [other]).await;
@@ -206,6 +211,8 @@ async fn who_is_released_runs_on_outside_of_the_service() {
         .collect();
     assert_eq!(in_service, BTreeSet::from([main]));
     assert_eq!(pids(&played.marker), all, "it runs on");
+    terminal.press(&["Escape"]);
+    terminal.wait_for("it is out of the list", |screen| screen.contains(" 1 of 1"));
     quit(&terminal);
     zinit_tests::kill_all(&played.marker, zinit_tests::sandbox::DEADLINE).unwrap();
     played.child.wait().await.unwrap();
@@ -313,7 +320,7 @@ async fn a_terminal_that_is_too_small_is_told_so_until_it_grows() {
     terminal.resize(40, 6);
     terminal.shows("The terminal has 40x6");
     terminal.resize(200, 50);
-    terminal.wait_for("it is drawn again", |screen| counts(screen, &played));
+    terminal.wait_for("it is drawn again", |screen| counts(screen, &played, 1));
     quit(&terminal);
     end(sandbox, [played]).await;
 }
@@ -324,7 +331,7 @@ async fn services_come_and_go_and_so_do_the_books() {
     let terminal = top(&sandbox, (80, 24));
     terminal.shows("no service is registered");
     let mut played = sandbox.play("rest", [""; 0]);
-    terminal.wait_for("it has come", |screen| counts(screen, &played));
+    terminal.wait_for("it has come", |screen| counts(screen, &played, 1));
     terminal.press(&["Enter"]);
     terminal.shows("Esc back");
     sandbox.stop(&mut played, &StopPolicy::default()).await;
@@ -333,7 +340,7 @@ async fn services_come_and_go_and_so_do_the_books() {
 
     let played = sandbox.play("child", [""; 0]);
     terminal.press(&["Escape"]);
-    terminal.wait_for("another has come", |screen| counts(screen, &played));
+    terminal.wait_for("another has come", |screen| counts(screen, &played, 2));
     // As somebody does who does not know better.
     fs::remove_dir_all(sandbox.pins()).unwrap();
     terminal.shows("the books are gone");

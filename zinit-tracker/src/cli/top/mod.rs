@@ -170,6 +170,7 @@ impl Top {
             Message::Signal(libc::SIGCONT) => self.screen.retake()?,
             Message::Signal(_) => return Ok(true),
             Message::Sampled(snapshot) => self.state.sampled(snapshot),
+            Message::Loads(loads) => self.state.looked_at(loads),
             Message::Escapes(service, found) => self.state.looked_for_escapes(service, found),
             Message::Previewed(info, members) => self.state.previewed(*info, members),
             Message::Stopped(report) => self.state.stopped(report.map(|report| *report)),

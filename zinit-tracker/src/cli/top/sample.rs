@@ -20,6 +20,8 @@ use crate::cli::tree::{self, Row};
 
 /// Which part of an interval may be spent on reading `/proc`.
 const SHARE_FOR_LOADS: u32 = 60;
+/// However little time there is, so many processes are looked at each time: figures get old, but not without end.
+const LEAST_LOOKS: usize = 32;
 /// Over less than this a rate would be noise.
 const SHORTEST: Duration = Duration::from_millis(200);
 
@@ -150,6 +152,24 @@ impl Sampler {
         }
     }
 
+    /// What those on the screen use who have not been looked at yet.
+    pub(super) fn look_at_new(&mut self, wanted: &Wanted) -> HashMap<ProcessKey, (char, Load)> {
+        let Some(tracker) = &self.tracker else {
+            return HashMap::new();
+        };
+        let visible: HashSet<_> = wanted.visible.iter().collect();
+        let unknown = |member: &&Member| visible.contains(&member.key) && !self.loads.known.contains_key(&member.key);
+        let members: Vec<_> = self.members.iter().filter(unknown).cloned().collect();
+        for member in &members {
+            // Books that cannot be read are found so by the next sample, which says it.
+            if let Err(error) = self.loads.look_at(tracker, member) {
+                tracing::debug!(error = &error as &dyn std::error::Error, "failed to look at a process");
+            }
+        }
+        let known = |member: &Member| Some((member.key, *self.loads.known.get(&member.key)?));
+        members.iter().filter_map(known).collect()
+    }
+
     /// Removes the pins if nobody needs them. Whoever is still at work with them keeps them.
     pub(super) fn leave(&mut self) {
         match self.tracker.take().map(Arc::try_unwrap) {
@@ -200,7 +220,7 @@ impl Sampler {
             tracking: tracker.tracking(),
             services,
             tree: shown.map(|service| self.tree(service)),
-            loads_age: self.interval * self.loads.steps_of_a_round(self.members.len()),
+            loads_age: self.loads.age(),
         })
     }
 
@@ -247,8 +267,9 @@ struct Loads {
     known: HashMap<ProcessKey, (char, Load)>,
     /// Whose turn it is, among the members.
     next: usize,
-    /// How many were looked at within one step.
-    pace: usize,
+    /// When the round began in which each is looked at once, and how long the last one took.
+    began: Option<Instant>,
+    took: Duration,
 }
 
 impl Loads {
@@ -260,24 +281,29 @@ impl Loads {
         visible: &[ProcessKey],
         budget: Duration,
     ) -> Result<(), TrackerError> {
-        let begin = Instant::now();
         let visible: HashSet<_> = visible.iter().collect();
         if !visible.is_empty() {
             for member in members.iter().filter(|member| visible.contains(&member.key)) {
                 self.look_at(tracker, member)?;
             }
         }
-        let mut seen = 0;
-        while seen < members.len() && (seen == 0 || begin.elapsed() < budget) {
-            self.next %= members.len();
+        let begin = Instant::now();
+        let round = *self.began.get_or_insert(begin);
+        for seen in 0..members.len() {
+            if seen >= LEAST_LOOKS && begin.elapsed() >= budget {
+                break;
+            }
+            if self.next >= members.len() {
+                self.took = begin.saturating_duration_since(round);
+                self.began = Some(begin);
+                self.next = 0;
+            }
             let member = &members[self.next];
             if !visible.contains(&member.key) {
                 self.look_at(tracker, member)?;
             }
             self.next += 1;
-            seen += 1;
         }
-        self.pace = seen;
         Ok(())
     }
 
@@ -313,10 +339,10 @@ impl Loads {
         sums
     }
 
-    /// After how many steps everybody has been looked at.
-    fn steps_of_a_round(&self, members: usize) -> u32 {
-        let steps = members.div_ceil(self.pace.max(1)).max(1);
-        u32::try_from(steps).unwrap_or(u32::MAX)
+    /// How old what is known may be: a whole round, of which the one under way may be the longer.
+    fn age(&self) -> Duration {
+        self.began
+            .map_or(Duration::ZERO, |began| self.took.max(began.elapsed()))
     }
 }
 

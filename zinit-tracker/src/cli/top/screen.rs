@@ -18,6 +18,7 @@ use ratatui::{
         execute,
         terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
     },
+    layout::{Position, Rect},
 };
 
 /// Whether the terminal is ours.
@@ -69,7 +70,10 @@ impl Screen {
     pub(super) fn retake(&mut self) -> anyhow::Result<()> {
         give_back();
         take().context("failed to take the terminal again")?;
-        self.0.clear().context("failed to clear the terminal")
+        // Not `clear`, which asks the terminal where its cursor is: the answer would go to whoever reads keys.
+        let size = self.0.size().context("failed to ask the terminal for its size")?;
+        let area = Rect::from((Position::ORIGIN, size));
+        self.0.resize(area).context("failed to clear the terminal")
     }
 }
 

@@ -9,7 +9,7 @@ use zinit_tracker::{Member, ServiceId, ServiceInfo, StopPolicy, StopReport, proc
 
 use super::{
     list::Cursor,
-    sample::{ServiceSample, Snapshot, Tree, Wanted},
+    sample::{Load, ServiceSample, Snapshot, Tree, Wanted},
 };
 use crate::cli::{output, stop};
 
@@ -222,6 +222,15 @@ impl State {
         self.snapshot = snapshot;
         let shown: Vec<_> = self.shown().iter().map(|service| service.info.id).collect();
         self.services.settle(&shown);
+    }
+
+    /// What some processes use.
+    pub(super) fn looked_at(&mut self, loads: HashMap<ProcessKey, (char, Load)>) {
+        if let Ok(sample) = &mut self.snapshot
+            && let Some(tree) = &mut sample.tree
+        {
+            tree.loads.extend(loads);
+        }
     }
 
     /// Who has left the service something.

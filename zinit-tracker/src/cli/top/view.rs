@@ -206,7 +206,10 @@ fn total(shown: &[&ServiceSample]) -> Row<'static> {
         cpu: sum.cpu + service.load.cpu,
         memory: sum.memory + service.load.memory,
     });
-    let forks = shown.iter().filter_map(|service| service.fork_rate).sum();
+    let forks = shown
+        .iter()
+        .filter_map(|service| service.fork_rate)
+        .fold(0.0, |sum, rate| sum + rate);
     Row::new([
         Cell::new("TOTAL"),
         right(shown.iter().map(|service| service.info.live).sum::<u64>().to_string()),

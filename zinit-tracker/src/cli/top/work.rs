@@ -3,6 +3,7 @@
 //! Whoever has something to say sends a message; the queue is short, so that none runs ahead of the screen.
 
 use std::{
+    collections::HashMap,
     iter,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -18,11 +19,12 @@ use ratatui::crossterm::event::{self, Event};
 use signal_hook::iterator::Signals;
 use tokio::{sync::oneshot, time::MissedTickBehavior};
 use zinit_tracker::{
-    Member, Service, ServiceId, ServiceInfo, StopPolicy, StopReport, Tracker, stop::dry_run, tracker::Escape,
+    Member, Service, ServiceId, ServiceInfo, StopPolicy, StopReport, Tracker, process::ProcessKey, stop::dry_run,
+    tracker::Escape,
 };
 
 use super::{
-    sample::{Sampler, Snapshot, Wanted},
+    sample::{Load, Sampler, Snapshot, Wanted},
     told,
 };
 use crate::cli::{events, runtime, stop};
@@ -39,6 +41,7 @@ pub(super) enum Message {
     Input(Event),
     Signal(i32),
     Sampled(Snapshot),
+    Loads(HashMap<ProcessKey, (char, Load)>),
     Escapes(ServiceId, Result<Vec<Escape>, String>),
     Previewed(Box<ServiceInfo>, Result<Vec<Member>, String>),
     Stopped(Result<Box<StopReport>, String>),
@@ -142,6 +145,10 @@ pub(super) fn sampler(out: &Out, mut sampler: Sampler, interval: Duration) -> an
                         due = Instant::now();
                     }
                     wanted = new;
+                    let loads = sampler.look_at_new(&wanted);
+                    if !loads.is_empty() && out.send(Message::Loads(loads)).is_err() {
+                        break;
+                    }
                 }
             }
         }
