@@ -351,11 +351,11 @@ async fn services_come_and_go_and_so_do_the_books() {
 async fn five_thousand_processes_scroll_to_the_end() {
     let sandbox = Sandbox::new();
     let played = sandbox.play("sessions", ["5000"]);
-    for size in [(80, 24), (200, 50)] {
-        let terminal = top(&sandbox, size);
-        let screen = terminal.wait_for("all are counted", |screen| {
-            line_of(screen, "test/sessions").is_some_and(|words| words[0] == "5001")
-        });
+    let last = sandbox.tracker.processes(&played.service).unwrap().last().unwrap().pid;
+    let terminal = top(&sandbox, (80, 24));
+    for (columns, lines) in [(80, 24), (200, 50)] {
+        terminal.resize(columns, lines);
+        let screen = terminal.wait_for("all are counted", |screen| counts(screen, &played, 5001));
         println!("{screen}");
         terminal.press(&["Enter"]);
         terminal.wait_for("the first are there", |screen| {
@@ -364,15 +364,19 @@ async fn five_thousand_processes_scroll_to_the_end() {
         terminal.press(&["PageDown"]);
         terminal.wait_for("a page further", |screen| !screen.contains(" 1 of 5001"));
         terminal.press(&["End"]);
-        let screen = terminal.shows(" 5001 of 5001");
+        let screen = terminal.wait_for("the last is looked at", |screen| {
+            line_of(screen, &last.to_string()).is_some_and(|words| words[0] == "S")
+        });
         println!("{screen}");
-        let last = sandbox.tracker.processes(&played.service).unwrap().last().unwrap().pid;
-        let shown = line_of(&screen, &last.to_string()).unwrap_or_else(|| panic!("{last} is last: {screen}"));
+        assert!(screen.contains(" 5001 of 5001"), "{screen}");
+        let shown = line_of(&screen, &last.to_string()).unwrap();
         assert!(shown.iter().any(|word| word == "session,group"), "{screen}");
         terminal.press(&["Home"]);
-        terminal.shows(" 1 of 5001");
-        quit(&terminal);
+        terminal.wait_for("the first again", |screen| screen.contains(" 1 of 5001"));
+        terminal.press(&["Escape"]);
+        terminal.shows("Enter processes");
     }
+    quit(&terminal);
     end(sandbox, [played]).await;
 }
 
