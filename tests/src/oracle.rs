@@ -47,7 +47,12 @@ impl Marker {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let counter = COUNTER.fetch_add(1, Ordering::Relaxed);
         let random = RandomState::new().build_hasher().finish();
-        Self(format!("zinit-test-{}-{counter}-{random:016x}", std::process::id()))
+        Self(format!("{}{counter}-{random:016x}", Self::every_of(std::process::id())))
+    }
+
+    /// What every marker contains that the process with that pid has made or makes: passes for a marker of all their processes.
+    pub fn every_of(pid: u32) -> Self {
+        Self(format!("zinit-test-{pid}-"))
     }
 
     /// The marker itself.
@@ -384,6 +389,16 @@ mod tests {
     #[test]
     fn markers_differ() {
         assert_ne!(Marker::new(), Marker::new());
+    }
+
+    #[test]
+    fn what_all_markers_of_a_process_have_finds_the_processes_of_each() {
+        let marker = Marker::new();
+        let _cleanup = Cleanup::new(&marker);
+        let child = sleeper().env(Marker::ENV, marker.as_str()).spawn().unwrap();
+        assert!(pids(&Marker::every_of(std::process::id())).contains(&child.id().cast_signed()));
+        assert!(!pids(&Marker::every_of(u32::MAX)).contains(&child.id().cast_signed()));
+        end(child);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! One file a subcommand, each with its `Options` and its `run`.
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod fuzz;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
+    Bench(bench::Options),
     BuildEbpf(build_ebpf::Options),
     Ci(ci::Options),
     Fuzz(fuzz::Options),
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Result<()> {
     match command {
+        Command::Bench(options) => bench::run(options),
         Command::BuildEbpf(options) => build_ebpf::run(options),
         Command::Ci(options) => ci::run(options),
         Command::Fuzz(options) => fuzz::run(options),
