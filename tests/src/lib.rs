@@ -6,6 +6,7 @@
 //! - [`cleanup`] ends them, whatever the test did;
 //! - [`resources`] asks whether what they held is free again;
 //! - [`holds`] keeps processes from ending;
+//! - [`namespaces`] has a first process of its own in namespaces;
 //! - [`orphans`] reaps them where they are many;
 //! - [`openmetrics`] reads metrics by the letter of their specification;
 //! - [`random`] repeats what was random;
@@ -20,6 +21,7 @@ pub mod cleanup;
 pub mod daemon;
 pub mod holds;
 pub mod memory;
+pub mod namespaces;
 pub mod openmetrics;
 pub mod oracle;
 pub mod orphans;

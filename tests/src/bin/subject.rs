@@ -7,7 +7,7 @@
 //! - `execs N`: the same with processes that execute this program anew;
 //! - `sessions N`: has N children, each in a session of its own, says so as `zinit_tests::ready` wants it, and rests;
 //! - `exit`: exits at once;
-//! - `rest`: rests;
+//! - `rest`: says that it is there, and rests;
 //! - without arguments: writes a byte to the FIFO that `ZINIT_BENCH_FIFO` names, and rests with that open.
 
 use std::{
@@ -46,7 +46,10 @@ fn main() -> Result<()> {
         }
         ["sessions", count] => sessions(count.parse()?),
         ["exit"] => exit(0),
-        ["rest"] => rest(),
+        ["rest"] => {
+            ready()?;
+            rest()
+        }
         [] => announce(),
         _ => bail!("there is no such behaviour"),
     }
@@ -113,9 +116,15 @@ fn sessions(count: usize) -> Result<()> {
     }
     drop(one);
     while read(&all, &mut [0]) == Err(Errno::EINTR) {}
+    ready()?;
+    rest()
+}
+
+/// Says that all is there, as `zinit_tests::ready` wants it.
+fn ready() -> Result<()> {
     let fifo = std::env::var_os("ZINIT_TEST_READY").context("ZINIT_TEST_READY is not set")?;
     File::options().write(true).open(fifo)?.write_all(b"ready\n\n")?;
-    rest()
+    Ok(())
 }
 
 fn announce() -> Result<()> {

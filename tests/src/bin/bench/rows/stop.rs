@@ -13,7 +13,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use zinit_tests::Marker;
+use zinit_tests::{Marker, Ready};
 use zinit_tracker::{StopPolicy, stop};
 
 use crate::{
@@ -34,7 +34,10 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
             Box::new(|| {
                 let service = open.tracker.register("one")?;
                 let took = load.runtime.block_on(async {
-                    let mut child = open.tracker.spawn(&service, &mut load.command(&["rest"]).into())?;
+                    let (mut command, mut ready) = (load.command(&["rest"]), Ready::new()?);
+                    ready.attach(&mut command);
+                    let mut child = open.tracker.spawn(&service, &mut command.into())?;
+                    ready.wait()?;
                     let began = Instant::now();
                     let report = stop(&open.tracker, &service, &StopPolicy::default()).await?;
                     let took = began.elapsed();
@@ -80,7 +83,10 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
 
 /// Starts the command, and measures how long SIGTERM takes to end it.
 fn end_by_signal(mut command: Command) -> Result<f64> {
-    let child = command.spawn()?;
+    let mut ready = Ready::new()?;
+    let child = ready.attach(&mut command).spawn()?;
+    // A signal that comes earlier may find nobody to be passed on to.
+    ready.wait()?;
     // Nobody else waits for it, so that the pid stays its.
     let pid = Pid::from_raw(child.id().try_into()?);
     let began = Instant::now();
