@@ -213,7 +213,6 @@ impl Namespaces {
     }
 
     /// What a command prints inside, which must succeed.
-    #[must_use]
     pub fn prints(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -63,13 +63,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
     let release = target().join("release");
     call(cargo().args(["build", "--release", "--package", "zinit-tracker", "--bins"]))?;
-    call(cargo().args(["build", "--release", "--package", "zinit-tests", "--bin", "bench", "--bin", "actor"]))?;
-    // Without the C library's dynamic loader: the fewer pages it has, the less a fork costs beside what is measured.
-    call(cargo().args(["rustc", "--release", "--package", "zinit-tests", "--bin", "subject"]).args([
-        "--",
-        "-Ctarget-feature=+crt-static",
-        "-Crelocation-model=static",
+    call(cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "zinit-tests",
+        "--bin",
+        "bench",
+        "--bin",
+        "actor",
     ]))?;
+    // Without the C library's dynamic loader: the fewer pages it has, the less a fork costs beside what is measured.
+    call(
+        cargo()
+            .args(["rustc", "--release", "--package", "zinit-tests", "--bin", "subject"])
+            .args(["--", "-Ctarget-feature=+crt-static", "-Crelocation-model=static"]),
+    )?;
     let peers = directory.join(format!("zinit-{ZINIT}"));
     if !options.no_install {
         install_packages();

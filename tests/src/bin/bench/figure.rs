@@ -112,7 +112,10 @@ pub(crate) struct Row {
 /// What came of measuring.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Outcome {
-    Measured { ours: Series, other: Option<Series> },
+    Measured {
+        ours: Series,
+        other: Option<Series>,
+    },
     /// Why it was not measured.
     Skipped(String),
 }

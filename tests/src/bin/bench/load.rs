@@ -188,7 +188,10 @@ impl Cgroup {
             if events[..length].starts_with(b"populated 0") {
                 return Ok(());
             }
-            poll(&mut [PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::PRI)], None)?;
+            poll(
+                &mut [PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::PRI)],
+                None,
+            )?;
         }
     }
 }

@@ -125,7 +125,10 @@ fn measure(options: &Options) -> Result<bool> {
             Err(error) => {
                 failed = true;
                 eprintln!("    failed: {error:#}");
-                results.add(subject.name, vec![Row::skipped(subject.about, format!("failed: {error:#}"))]);
+                results.add(
+                    subject.name,
+                    vec![Row::skipped(subject.about, format!("failed: {error:#}"))],
+                );
             }
         }
         eprintln!("    ({:.1} s)", began.elapsed().as_secs_f64());

@@ -72,7 +72,11 @@ impl Results {
             text.push_str(&line);
             text.push('\n');
         };
-        line(format!("{}; load {} at the end.", self.machine.sentence(), self.load_at_end));
+        line(format!(
+            "{}; load {} at the end.",
+            self.machine.sentence(),
+            self.load_at_end
+        ));
         line(format!("Compared with: {}.", versions.join(", ")));
         if self.quick {
             line("A quick run: few rounds and small sizes. It shows that it works.".to_owned());
@@ -110,7 +114,13 @@ impl Results {
 pub(crate) fn line(row: &Row) -> String {
     let mut text = row.what.clone();
     let [ours, other, ratio, target, met] = cells(row);
-    for (name, cell) in [("", ours), ("against ", other), ("ratio ", ratio), ("target ", target), ("met: ", met)] {
+    for (name, cell) in [
+        ("", ours),
+        ("against ", other),
+        ("ratio ", ratio),
+        ("target ", target),
+        ("met: ", met),
+    ] {
         if !cell.is_empty() {
             write!(text, "; {name}{cell}").expect("a string takes it");
         }
@@ -119,7 +129,10 @@ pub(crate) fn line(row: &Row) -> String {
 }
 
 fn cells(row: &Row) -> [String; 5] {
-    let target = row.target.map(|target| show_target(target, row.unit)).unwrap_or_default();
+    let target = row
+        .target
+        .map(|target| show_target(target, row.unit))
+        .unwrap_or_default();
     match &row.outcome {
         Outcome::Skipped(reason) => [
             format!("not measured: {}", reason.replace('|', "/").replace('\n', " ")),
@@ -130,7 +143,10 @@ fn cells(row: &Row) -> [String; 5] {
         ],
         Outcome::Measured { ours, other } => [
             show_series(ours, row.unit),
-            other.as_ref().map(|other| show_series(other, row.unit)).unwrap_or_default(),
+            other
+                .as_ref()
+                .map(|other| show_series(other, row.unit))
+                .unwrap_or_default(),
             row.ratios().map(show_ratio).unwrap_or_default(),
             target,
             match row.is_met() {

@@ -1,5 +1,7 @@
 //! Supervisors that ours is compared with.
 
+pub(crate) mod services;
+
 use std::{
     env,
     path::{Path, PathBuf},

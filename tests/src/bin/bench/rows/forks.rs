@@ -38,7 +38,10 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
                 Ok(each(times, 0))
             }),
         ),
-        ("no tracking".to_owned(), Box::new(|| Ok(each(run(load, &arguments)?, 1)))),
+        (
+            "no tracking".to_owned(),
+            Box::new(|| Ok(each(run(load, &arguments)?, 1))),
+        ),
         (
             "tracking, tracked".to_owned(),
             Box::new(|| {

@@ -86,7 +86,10 @@ fn note(means: &mut BTreeMap<&'static str, Vec<f64>>, behaviour: &str, before: &
         }
         let ((time, runs), (time_before, runs_before)) = (after[hook], before[hook]);
         if runs > runs_before {
-            means.entry(hook).or_default().push((time - time_before) / (runs - runs_before));
+            means
+                .entry(hook)
+                .or_default()
+                .push((time - time_before) / (runs - runs_before));
         }
     }
 }
@@ -97,7 +100,14 @@ fn enable_statistics() -> Result<OwnedFd> {
     // The kind of statistics: of run time.
     let attributes = 0_u32;
     // SAFETY: the kernel reads that many bytes of the attributes, which live until it returns.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_ENABLE_STATS, &raw const attributes, size_of_val(&attributes)) };
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_ENABLE_STATS,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
     let fd = nix::errno::Errno::result(fd).context("failed to have programs measured, which takes Linux 5.8")?;
     // SAFETY: the kernel has just given this descriptor to us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd.try_into()?) })

@@ -20,7 +20,10 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
 fn of_size(load: &Load, size: usize) -> Result<Row> {
     let what = format!("kill and verify {size} descendants in sessions of their own");
     let Some(cgroup) = Cgroup::new(&load.marker)? else {
-        return Ok(Row::skipped(what, "there is no cgroup v2 with `cgroup.kill` (Linux 5.14)"));
+        return Ok(Row::skipped(
+            what,
+            "there is no cgroup v2 with `cgroup.kill` (Linux 5.14)",
+        ));
     };
     let open = Open::load(None)?;
     let contestants: Vec<Contestant<'_>> = vec![
@@ -51,7 +54,13 @@ fn of_size(load: &Load, size: usize) -> Result<Row> {
 }
 
 /// How long it takes to kill a tree of so many below the child, and to prove that.
-pub(super) fn kill(load: &Load, tracker: &Tracker, service: &Service, mut child: Child, size: usize) -> Result<Duration> {
+pub(super) fn kill(
+    load: &Load,
+    tracker: &Tracker,
+    service: &Service,
+    mut child: Child,
+    size: usize,
+) -> Result<Duration> {
     let began = Instant::now();
     let report = load.runtime.block_on(stop(tracker, service, &at_once()))?;
     let took = began.elapsed();

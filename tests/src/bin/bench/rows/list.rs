@@ -80,10 +80,16 @@ fn descendants(root: u32) -> Result<HashSet<u32>> {
             continue;
         };
         // Behind the name in parentheses: the state, and the parent.
-        let end = stat.iter().rposition(|byte| *byte == b')').context("a name has an end")?;
+        let end = stat
+            .iter()
+            .rposition(|byte| *byte == b')')
+            .context("a name has an end")?;
         let mut fields = stat[end + 1..].split(|byte| *byte == b' ').skip(2);
         let parent = fields.next().and_then(|field| str::from_utf8(field).ok()?.parse().ok());
-        children.entry(parent.context("a process has a parent")?).or_default().push(pid);
+        children
+            .entry(parent.context("a process has a parent")?)
+            .or_default()
+            .push(pid);
     }
     let mut found = HashSet::from([root]);
     let mut open = vec![root];

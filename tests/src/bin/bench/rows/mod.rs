@@ -1,12 +1,16 @@
 //! What is measured, one file a subject.
 
+mod command;
 mod forks;
 mod growth;
 mod hooks;
+mod idle;
 mod kill;
 mod list;
+mod memory;
 mod open;
 mod size;
+mod start;
 mod stop;
 
 use anyhow::Result;
@@ -57,6 +61,26 @@ pub(crate) const ALL: &[Subject] = &[
         name: "size",
         about: "the programs on disk",
         measure: size::measure,
+    },
+    Subject {
+        name: "command",
+        about: "one service stopped by a command",
+        measure: command::measure,
+    },
+    Subject {
+        name: "start",
+        about: "a supervisor started with many services",
+        measure: start::measure,
+    },
+    Subject {
+        name: "memory",
+        about: "memory of a supervisor with many services, and of the kernel's books",
+        measure: memory::measure,
+    },
+    Subject {
+        name: "idle",
+        about: "wake-ups of a supervisor whose services run",
+        measure: idle::measure,
     },
     Subject {
         name: "growth",

@@ -38,7 +38,8 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
     let (join, load) = (series.next().context("join")?, series.next().context("load")?);
     standing.close()?;
     Ok(vec![
-        Row::figure("`Tracker::open`, nothing is loaded", Unit::Nanoseconds, load.clone()).target(Target::Figure(100e6)),
+        Row::figure("`Tracker::open`, nothing is loaded", Unit::Nanoseconds, load.clone())
+            .target(Target::Figure(100e6)),
         Row::ratio("`Tracker::open`, pinned", Unit::Nanoseconds, join, load).target(Target::Figure(5e6)),
     ])
 }
