@@ -35,11 +35,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// What shows that it works, with the supervisors that are there.
     pub(crate) fn quick() -> Self {
         Self {
             quick: true,
             json: None,
-            no_install: false,
+            no_install: true,
             rows: Vec::new(),
         }
     }
@@ -51,10 +52,7 @@ impl Options {
 ///
 /// We are not root, there is no such row, something does not build, or a row could not be measured.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let known = rows()?;
-    if let Some(unknown) = options.rows.iter().find(|row| !known.contains(row)) {
-        bail!("there is no row {unknown:?}, there is: {}", known.join(", "));
-    }
+    check(&options.rows)?;
     ensure!(
         rustix::process::geteuid().is_root(),
         "measuring loads BPF programs, which takes root: run `sudo -E env PATH=\"$PATH\" cargo xtask bench`"
@@ -96,6 +94,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bench.arg("--json").arg(json);
     }
     call(&mut bench)
+}
+
+/// Refuses rows that there are not: building takes minutes.
+fn check(wanted: &[String]) -> Result<()> {
+    let known = rows()?;
+    if let Some(unknown) = wanted.iter().find(|row| !known.contains(row)) {
+        bail!("there is no row {unknown:?}, there is: {}", known.join(", "));
+    }
+    Ok(())
 }
 
 /// The names of the rows in order.
@@ -148,5 +155,18 @@ fn install_zinit(directory: &Path) {
     }
     if let Err(error) = call(&mut install) {
         eprintln!("WARNING: left out: zinit {ZINIT}: {error:#}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check;
+
+    #[test]
+    fn an_unknown_row_is_refused_by_naming_those_that_there_are() {
+        assert!(check(&["forks".to_owned(), "kill".to_owned()]).is_ok());
+        let refused = check(&["fork".to_owned()]).unwrap_err().to_string();
+        assert!(refused.contains("\"fork\""), "{refused}");
+        assert!(refused.contains("command, forks, growth, hooks"), "{refused}");
     }
 }
