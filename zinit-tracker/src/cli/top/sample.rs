@@ -47,6 +47,8 @@ pub(super) struct Sample {
     pub(super) tree: Option<Tree>,
     /// How old what a process uses may be.
     pub(super) loads_age: Duration,
+    /// Of how many members, of all services, it is not known.
+    pub(super) unknown_loads: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -221,6 +223,7 @@ impl Sampler {
             services,
             tree: shown.map(|service| self.tree(service)),
             loads_age: self.loads.age(),
+            unknown_loads: self.members.len().saturating_sub(self.loads.known.len()),
         })
     }
 

@@ -1,7 +1,5 @@
 //! Drawing: what is in the state, on as much room as there is.
 
-use std::time::Duration;
-
 use ratatui::{
     Frame,
     layout::{Constraint, Flex, Layout, Rect},
@@ -169,7 +167,9 @@ fn draw_services(frame: &mut Frame<'_>, state: &mut State, look: Look, body: Rec
         })
     });
     frame.render_widget(Table::new(rows, widths).header(Row::new(titles)), body);
-    let lines = state.meant().map(|service| service_detail(service)).unwrap_or_default();
+    let age = state.snapshot.as_ref().map_or(String::new(), aged);
+    let detailed = state.meant().map(|service| service_detail(service, &age));
+    let lines = detailed.unwrap_or_default();
     frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: false }), detail);
 }
 
@@ -219,7 +219,7 @@ fn total(shown: &[&ServiceSample]) -> Row<'static> {
     ])
 }
 
-fn service_detail(service: &ServiceSample) -> Vec<Line<'static>> {
+fn service_detail(service: &ServiceSample, age: &str) -> Vec<Line<'static>> {
     let info = &service.info;
     let state = match info.state {
         ServiceState::Up => "up",
@@ -234,7 +234,7 @@ fn service_detail(service: &ServiceSample) -> Vec<Line<'static>> {
     let name = output::plain(&service.name());
     vec![
         Line::from(format!(
-            " {name}: {state}, {} ever, {} died, peak {}",
+            " {name}: {state}, {} ever, {} died, peak {}{age}",
             info.forks, info.exits, info.peak
         )),
         Line::from(format!(" {}", output::plain(&proof))),
@@ -319,7 +319,7 @@ fn draw_processes(
     frame.render_widget(Table::new(rows, widths).header(Row::new(titles)), body);
     let place = match keys.len() {
         0 => " nobody is shown".to_owned(),
-        count => format!(" {} of {count}{}", processes.cursor.index() + 1, aged(sample.loads_age)),
+        count => format!(" {} of {count}{}", processes.cursor.index() + 1, aged(sample)),
     };
     let escape = processes.cursor.chosen().and_then(|key| processes.escape(key));
     let why = escape.map_or(String::new(), |escape| {
@@ -339,11 +339,12 @@ fn draw_processes(
     keys[window].to_vec()
 }
 
-/// What is said of figures that are not of this moment.
-fn aged(age: Duration) -> String {
-    match age.as_secs() {
-        0 | 1 => String::new(),
-        seconds => format!("   (CPU and memory of the last {seconds} s)"),
+/// What is said of figures that are not of everybody, or not of this moment.
+fn aged(sample: &Sample) -> String {
+    match (sample.unknown_loads, sample.loads_age.as_secs()) {
+        (0, 0 | 1) => String::new(),
+        (0, seconds) => format!("   (CPU and memory of the last {seconds} s)"),
+        (unknown, _) => format!("   (CPU and memory without {unknown} that were not looked at yet)"),
     }
 }
 

@@ -112,6 +112,7 @@ fn state() -> State {
         services,
         tree: Some(tree),
         loads_age: Duration::from_secs(4),
+        unknown_loads: 0,
     }));
     state
 }
@@ -172,7 +173,7 @@ SERVICE             LIVE  FORKS/S   CPU %     MEMORY LEVEL  PROVABLE
 tool/web               4     12.2    99.6   20.1 GiB ebpf   yes
 zinit/db             300        …     0.0    3.0 MiB ebpf   no: adopted, lost-op
 TOTAL                304     12.2    99.6   20.1 GiB
- tool/web: up, 8 ever, 4 died, peak 5
+ tool/web: up, 8 ever, 4 died, peak 5   (CPU and memory of the last 4 s)
  a stop can prove that nothing is left
  Enter processes  s stop  e events  / filter  o order  ? help  q quit";
     shows(&mut state(), (80, 24), expected);
@@ -224,7 +225,7 @@ TOTAL                304     12.2    99.6   20.1 GiB
          │     12      11      10      10  sleep                       │
          │     13       9      10      10  ev\\u{1b}[2Jil               │
          └─────────────────────────────────────────────────────────────┘
- tool/web: up, 8 ever, 4 died, peak 5
+ tool/web: up, 8 ever, 4 died, peak 5   (CPU and memory of the last 4 s)
  a stop can prove that nothing is left
  Enter processes  s stop  e events  / filter  o order  ? help  q quit";
     shows(&mut state, (80, 24), expected);
