@@ -34,18 +34,6 @@ pub(crate) struct Options {
     rows: Vec<String>,
 }
 
-impl Options {
-    /// What shows that it works, with the supervisors that are there.
-    pub(crate) fn quick() -> Self {
-        Self {
-            quick: true,
-            json: None,
-            no_install: true,
-            rows: Vec::new(),
-        }
-    }
-}
-
 /// Builds, installs what is missing, and measures; the table goes to stdout.
 ///
 /// # Errors

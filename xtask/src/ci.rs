@@ -1,11 +1,10 @@
 //! `cargo xtask ci`: everything that must hold before a change is taken.
 
-use crate::{bench, build_ebpf, fuzz, lint, test, vm};
+use crate::{build_ebpf, fuzz, lint, test, vm};
 use anyhow::{Context as _, Result};
 use std::{fs, path::Path};
 
-/// Lint, test with the committed BPF object, build it from source, test with that one too, fuzz, try the benchmarks, and run the
-/// kernel matrix
+/// Lint, test with the committed BPF object, build it from source, test with that one too, fuzz, and run the kernel matrix
 #[derive(clap::Args)]
 pub(crate) struct Options {}
 
@@ -30,8 +29,6 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     }
     println!("+ cargo xtask fuzz");
     fuzz::run(&fuzz::Options::all())?;
-    println!("+ cargo xtask bench --quick (that it works, not how fast)");
-    bench::run(&bench::Options::quick())?;
     println!("+ cargo xtask vm");
     vm::run(&vm::Options::default())?;
     println!("+ cargo xtask vm --pid1");
