@@ -67,5 +67,5 @@ pub use actor_command::{actor, actor_at, actor_path};
 pub use cleanup::{Cleanup, kill_all};
 pub use oracle::{Marker, Member, Survivor, members, survivors};
 pub use ready::{Facts, Ready};
-pub use resources::{TestCgroup, lock_is_free, port_is_free};
+pub use resources::{TestCgroup, is_listened_on, lock_is_free, port_is_free};
 pub use tool::{tool, zinit};

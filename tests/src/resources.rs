@@ -22,6 +22,21 @@ pub fn port_is_free(port: u16) -> io::Result<bool> {
     }
 }
 
+/// Whether somebody listens on TCP port `port` of 127.0.0.1, in the network namespace of the caller. A socket that is only bound,
+/// such as one of [`port_is_free`] that a process of another thread has inherited for a moment, does not count.
+///
+/// # Errors
+/// Fails if the kernel's table cannot be read.
+pub fn is_listened_on(port: u16) -> io::Result<bool> {
+    const LISTEN: &str = "0A";
+    let table = std::fs::read_to_string("/proc/net/tcp")?;
+    let address = format!("{:08X}:{port:04X}", u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets()));
+    Ok(table.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(1) == Some(&address.as_str()) && fields.get(3) == Some(&LISTEN)
+    }))
+}
+
 /// Whether an exclusive flock on `path` can be had right now, through a file description of its own.
 ///
 /// # Errors

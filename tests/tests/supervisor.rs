@@ -6,7 +6,8 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use zinit_tests::{
-    Cleanup, Marker, TestCgroup, members, port_is_free, sandbox::DEADLINE, supervised::Supervised, survivors,
+    Cleanup, Marker, TestCgroup, is_listened_on, members, port_is_free, sandbox::DEADLINE, supervised::Supervised,
+    survivors,
 };
 use zinit_tracker::{
     StopReport,
@@ -211,7 +212,7 @@ async fn a_restart_frees_the_port_before_the_service_starts_again() {
     supervised.play("web", "tcp", &[&port.to_string()], |_| {}).await;
     let mut pid = supervised.until_state("web", State::Running).await.pid;
     for _ in 0..10 {
-        assert!(!port_is_free(port).unwrap());
+        assert!(is_listened_on(port).unwrap());
         let report = supervised.handle.restart("web").await.unwrap();
         assert!(report.proven, "{report:#?}");
         let status = supervised
@@ -219,7 +220,7 @@ async fn a_restart_frees_the_port_before_the_service_starts_again() {
             .await;
         pid = status.pid;
         let listening = async {
-            while port_is_free(port).unwrap() {
+            while !is_listened_on(port).unwrap() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };

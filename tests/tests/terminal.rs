@@ -44,6 +44,8 @@ struct Session {
     master: File,
     shown: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,
+    /// A test that fails leaves the tool and its pager.
+    _cleanup: Cleanup,
 }
 
 impl Session {
@@ -60,6 +62,9 @@ impl Session {
         setsid.args(["--ctty", "--wait"]);
         let slave = || Stdio::from(pty.slave.try_clone().unwrap());
         let mut wrapped = within(setsid, command);
+        let marker = Marker::new();
+        let cleanup = Cleanup::new(&marker);
+        wrapped.env(Marker::ENV, marker.as_str());
         let child = wrapped.stdin(slave()).stdout(slave()).stderr(slave()).spawn().unwrap();
         drop((wrapped, pty.slave));
         let master = File::from(pty.master);
@@ -77,6 +82,7 @@ impl Session {
             master,
             shown,
             reader,
+            _cleanup: cleanup,
         }
     }
 
