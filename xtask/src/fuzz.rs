@@ -46,12 +46,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Every target for a minute.
+    /// Every target for a minute, in two minutes.
     pub(crate) const fn all() -> Self {
         Self {
             targets: Vec::new(),
             seconds: 60,
-            jobs: None,
+            jobs: NonZero::new(5),
         }
     }
 }
