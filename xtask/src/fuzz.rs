@@ -45,17 +45,6 @@ pub(crate) struct Options {
     jobs: Option<NonZero<usize>>,
 }
 
-impl Options {
-    /// Every target for a minute, in two minutes.
-    pub(crate) const fn all() -> Self {
-        Self {
-            targets: Vec::new(),
-            seconds: 60,
-            jobs: NonZero::new(5),
-        }
-    }
-}
-
 /// Builds the targets, and runs them.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ struct Plan {
     arguments: &'static [&'static str],
 }
 
-const PLANS: [Plan; 12] = [
+const PLANS: [Plan; 11] = [
     Plan {
         group: "escapes",
         boots: &["5.10", "7.x"],
@@ -81,12 +81,6 @@ const PLANS: [Plan; 12] = [
         // Two thousand processes take an emulated machine minutes to create.
         arguments: &["--skip", "two_thousand"],
     },
-    Plan {
-        group: "zinit_faults",
-        boots: &["6.18"],
-        // The host's clock is the whole host's.
-        arguments: &["a_clock_that_jumps"],
-    },
 ];
 
 /// 5.10 with the LSM that its kernel has and its list of modules lacks.
@@ -130,6 +124,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
     "zinit_crash",
     "zinit_escapes",
     "zinit_examples",
+    "zinit_faults",
     "zinit_figures",
     "zinit_levels",
     "zinit_places",

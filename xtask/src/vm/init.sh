@@ -8,9 +8,6 @@
 export PATH=/usr/bin:/applets HOME=/root RUST_BACKTRACE=0
 export ZINIT_TEST_ACTOR=/tests/bin/actor ZINIT_TEST_TOOL=/tests/bin/zinit-tracker
 
-# Nobody else needs the clock of the day.
-export ZINIT_TEST_CLOCK=1
-
 # Many tests wait most of the time.
 export RUST_TEST_THREADS=4
 
