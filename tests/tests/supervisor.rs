@@ -209,23 +209,31 @@ async fn a_restart_frees_the_port_before_the_service_starts_again() {
         .local_addr()
         .unwrap()
         .port();
-    supervised.play("web", "tcp", &[&port.to_string()], |_| {}).await;
+    let listening = async || {
+        while !is_listened_on(port).unwrap() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // Without whom to tell that it is ready: that was heard once, and the actor fails when nobody hears it.
+    supervised
+        .monitor("web", supervised.actor("tcp", &[&port.to_string()]))
+        .await;
     let mut pid = supervised.until_state("web", State::Running).await.pid;
     for _ in 0..10 {
-        assert!(is_listened_on(port).unwrap());
+        tokio::time::timeout(DEADLINE, listening()).await.unwrap();
         let report = supervised.handle.restart("web").await.unwrap();
         assert!(report.proven, "{report:#?}");
         let status = supervised
             .until("web", |status| status.state == State::Running && status.pid != pid)
             .await;
         pid = status.pid;
-        let listening = async {
-            while !is_listened_on(port).unwrap() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        tokio::time::timeout(DEADLINE, listening).await.unwrap();
     }
+    tokio::time::timeout(DEADLINE, listening()).await.unwrap();
+    assert_eq!(
+        supervised.until_state("web", State::Running).await.pid,
+        pid,
+        "it was started once a restart"
+    );
     supervised.stop("web").await;
     assert!(port_is_free(port).unwrap());
     supervised.close().await;
