@@ -167,20 +167,20 @@ fn resume(
         resumed.snapshot = resumed.snapshot.map(Snapshot::of_later_run);
         tracing::warn!(service = name, "was started after its state was last saved");
     }
-    resumed.run = info.main.map(|main| Run {
-        service: info.id,
-        main,
+    resumed.run = info.main.map(|main| {
+        let pid = || {
+            members
+                .iter()
+                .find(|member| member.key == main)
+                .map(|member| member.pid)
+        };
         // Not saved, only the main process's own can be told: those of others may be a supervisor's below it.
-        pipes: run.map_or_else(
-            || {
-                let pid = members
-                    .iter()
-                    .find(|member| member.key == main)
-                    .map(|member| member.pid);
-                pid.map_or(Vec::new(), captured_from)
-            },
-            |run| run.pipes,
-        ),
+        let pipes = run.map(|run| run.pipes).or_else(|| pid().map(captured_from));
+        Run {
+            service: info.id,
+            main,
+            pipes: pipes.unwrap_or_default(),
+        }
     });
     resumed.members = members.iter().map(|member| member.pid).collect();
     resumed.remains = match info.main {
