@@ -66,6 +66,14 @@ impl Nginx {
         right.then_some(()).ok_or_else(|| io::Error::other(answer))
     }
 
+    /// Stops it: nobody has to be killed, and nobody listens any more.
+    fn stop(&self) {
+        let report = self.case.stop();
+        assert!(nobody_was_killed(&report), "{report:#}");
+        let answer = self.get();
+        assert!(answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused));
+    }
+
     /// The master by nginx's own file, if it is there.
     fn master(&self, file: &str) -> Option<i32> {
         fs::read_to_string(self.case.path(file)).ok()?.trim().parse().ok()
@@ -165,13 +173,7 @@ fn nginx_is_upgraded_by_signals_and_stopped_with_the_master_that_outlived_the_ol
     nginx.case.shows("zinit-tracker escapes web", Numbers::Large);
     nginx.case.shows(&format!("zinit-tracker why {new}"), Numbers::Large);
 
-    let report = nginx.case.stop();
-    assert!(nobody_was_killed(&report), "{report:#}");
-    assert!(
-        nginx
-            .get()
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    );
+    nginx.stop();
     nginx.case.end();
 }
 
@@ -196,12 +198,6 @@ fn nginx_in_the_foreground_refuses_that_and_reloads() {
         now.len() == 2 && now.is_disjoint(&workers)
     });
     nginx.get().unwrap();
-    let report = nginx.case.stop();
-    assert!(nobody_was_killed(&report), "{report:#}");
-    assert!(
-        nginx
-            .get()
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-    );
+    nginx.stop();
     nginx.case.end_of_a_part();
 }
