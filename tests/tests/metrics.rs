@@ -11,6 +11,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use aya::sys::{Stats, enable_stats};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -421,32 +422,13 @@ fn who_holds_the_lock_of_the_books_holds_up_neither_clients_nor_the_end() {
     sandbox.close();
 }
 
-/// Asks the kernel to measure programs for as long as the descriptor is open (`BPF_ENABLE_STATS`, Linux 5.8).
-fn measure_programs() -> std::os::fd::OwnedFd {
-    use std::os::fd::{FromRawFd as _, OwnedFd};
-    const BPF_ENABLE_STATS: i64 = 32;
-    let attributes = [0_u64; 16];
-    // SAFETY: the attributes are zeros (`BPF_STATS_RUN_TIME`), longer than those of this command, and outlive the call.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_ENABLE_STATS,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: the kernel has just made it, and nobody else knows it.
-    unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) }
-}
-
 #[test]
 fn runs_of_programs_are_counted_while_the_kernel_measures_them() {
     let sandbox = Sandbox::new();
     let fork = [("program", "zinit_fork")];
     let of = |metrics: &Exposition, name: &str| metrics.value(name, &fork).unwrap();
     let before = printed(sandbox.pins());
-    let measured = measure_programs();
+    let measured = enable_stats(Stats::RunTime).unwrap();
     for _ in 0..10 {
         assert!(Command::new("true").status().unwrap().success());
     }

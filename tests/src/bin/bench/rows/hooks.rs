@@ -1,11 +1,9 @@
 //! What the kernel itself measures of our programs (`kernel.bpf_stats_enabled`).
 
-use std::{
-    collections::BTreeMap,
-    os::fd::{FromRawFd as _, OwnedFd},
-};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
+use aya::sys::{Stats, enable_stats};
 use zinit_tracker::Tracker;
 
 use crate::{
@@ -20,7 +18,7 @@ const HOOKS: [&str; 5] = ["zinit_fork", "zinit_wakeup", "zinit_exec", "zinit_exi
 
 pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
     let (rounds, forks) = load.pick((3, 1000), (15, 5000));
-    let _measuring = enable_statistics()?;
+    let _measuring = enable_stats(Stats::RunTime).context("failed to have programs measured, which takes Linux 5.8")?;
     let _pinned = Pinned::to_one_cpu()?;
     let open = Open::load(None)?;
     let mut bystander = BTreeMap::new();
@@ -92,23 +90,4 @@ fn note(means: &mut BTreeMap<&'static str, Vec<f64>>, behaviour: &str, before: &
                 .push((time - time_before) / (runs - runs_before));
         }
     }
-}
-
-/// Has the kernel count and measure runs of programs for as long as the descriptor is open.
-fn enable_statistics() -> Result<OwnedFd> {
-    const BPF_ENABLE_STATS: i64 = 32;
-    // The kind of statistics: of run time.
-    let attributes = 0_u32;
-    // SAFETY: the kernel reads that many bytes of the attributes, which live until it returns.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_ENABLE_STATS,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    let fd = nix::errno::Errno::result(fd).context("failed to have programs measured, which takes Linux 5.8")?;
-    // SAFETY: the kernel has just given this descriptor to us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd.try_into()?) })
 }
