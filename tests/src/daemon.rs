@@ -192,6 +192,18 @@ impl Daemon {
         fs::write(self.config().join(format!("{service}.yaml")), text).expect("it is our directory");
     }
 
+    /// Defines a service that runs a shell script, with more lines of its file, and returns what its processes carry besides, and
+    /// what ends them.
+    #[must_use]
+    pub fn define(&self, service: &str, script: &str, more: &str) -> (Marker, Cleanup) {
+        let marker = Marker::new();
+        let path = self.script(&format!("{service}.sh"), script);
+        let variable = format!("{}: {}", Marker::ENV, marker.as_str());
+        self.write(service, &format!("exec: {path}\nenv: {{{variable}}}\n{more}"));
+        let cleanup = Cleanup::new(&marker);
+        (marker, cleanup)
+    }
+
     /// Writes a script that a service can run, and returns its path.
     #[must_use]
     pub fn script(&self, name: &str, text: &str) -> String {

@@ -71,17 +71,11 @@ impl Workshop {
         let mut daemon = Daemon::prepare(&[]);
         let mut services = BTreeMap::new();
         for (name, script, more) in SERVICES {
-            let marker = Marker::new();
-            let path = daemon.script(&format!("{name}.sh"), script);
-            let text = format!(
-                "exec: {path}\nenv: {{{}: {}}}\nshutdown_timeout: 0.1\nrestart: {{delay: 0.05, max_delay: 0.5}}\n{more}",
-                Marker::ENV,
-                marker.as_str()
-            );
-            daemon.write(name, &text);
+            let more = format!("shutdown_timeout: 0.1\nrestart: {{delay: 0.05, max_delay: 0.5}}\n{more}");
+            let (marker, _cleanup) = daemon.define(name, script, &more);
             let service = Service {
-                _cleanup: Cleanup::new(&marker),
                 marker,
+                _cleanup,
                 wanted: true,
             };
             services.insert(name, service);
