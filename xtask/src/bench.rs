@@ -48,17 +48,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let directory = target().join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
     let release = target().join("release");
-    call(cargo().args(["build", "--release", "--package", "zinit-tracker", "--bins"]))?;
-    call(cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "zinit-tests",
-        "--bin",
-        "bench",
-        "--bin",
-        "actor",
-    ]))?;
+    // Together: alone, the programs would be built with other features of what both use, and all of that twice.
+    let programs = ["zinit-tracker", "zinit", "bench", "actor"];
+    call(
+        cargo()
+            .args(["build", "--release", "--package", "zinit-tracker", "--package", "zinit-tests"])
+            .args(programs.iter().flat_map(|name| ["--bin", name])),
+    )?;
     // Without the C library's dynamic loader: the fewer pages it has, the less a fork costs beside what is measured.
     call(
         cargo()
@@ -77,7 +73,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .arg("--peers")
         .arg(&peers)
         .args(options.quick.then_some("--quick"))
-        .args(&options.rows);
+        .args(&options.rows)
+        .env("ZINIT_TEST_TOOL", release.join("zinit-tracker"));
     if let Some(json) = &options.json {
         bench.arg("--json").arg(json);
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     leftovers::{MARKER, Survey},
-    workspace::{call, cargo},
+    workspace::{call, cargo, target},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{env, fs, process};
@@ -35,6 +35,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         eprintln!("WARNING: {warning}; to see them: apt-get install -y bpftool");
     }
     let mut tests = cargo();
+    if options.arguments.is_empty() {
+        // With the tests: alone, the programs would be built with other features of what both use, and all of that twice.
+        call(cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
+        tests.env("ZINIT_TEST_TOOL", target().join("debug/zinit-tracker"));
+    }
     tests
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(&options.arguments)
