@@ -76,4 +76,10 @@ pub mod program {
     pub const TASKS: &str = "zinit_tasks";
     /// `iter/task`: takes requested roots and their children into their services.
     pub const ADOPT: &str = "zinit_adopt";
+    /// `iter/bpf_map_elem`: prints the members of every service as a table.
+    pub const TEXT: &str = "zinit_text";
 }
+
+/// Name of the file beside the maps that prints the members of every service as a table, to whoever reads it. It is the link of
+/// [`program::TEXT`]. bpffs allows no dot in it.
+pub const TEXT_FILE: &str = "processes_text";

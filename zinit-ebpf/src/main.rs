@@ -15,6 +15,8 @@ mod books;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod task;
+#[cfg(target_arch = "bpf")]
+mod text;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -14,7 +14,7 @@ use aya::{
     programs::{Iter, RawTracePoint},
 };
 use zinit_ebpf::{
-    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, Task, map, program,
+    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, TEXT_FILE, Task, map, program,
     service_flag,
 };
 
@@ -372,6 +372,9 @@ impl Kernel {
             PinDirectory::succeed(&self.pins.program(name))?;
             if HOOKS.iter().any(|(hook, _)| hook == name) {
                 PinDirectory::succeed(&self.pins.link(name))?;
+            }
+            if *name == program::TEXT {
+                PinDirectory::succeed(&self.pins.map(TEXT_FILE))?;
             }
         }
         let layout = set(Layout {

@@ -10,18 +10,20 @@ use std::{
 
 use aya::{
     Ebpf,
+    maps::Map,
     programs::{
-        BtfTracePoint,
+        BtfTracePoint, Iter,
         links::{FdLink, PinnedLink},
     },
 };
-use zinit_ebpf::program;
+use zinit_ebpf::{TEXT_FILE, map, program};
 
 use super::{
     books::{BooksError, OpenError, failed},
-    load,
+    load::{self, LoadError},
     pins::PinDirectory,
     runs::ProgramRuns,
+    sys,
 };
 
 /// Programs that are attached for as long as the tracker is loaded, each with its tracepoint.
@@ -176,6 +178,20 @@ pub(super) fn pin(ebpf: &mut Ebpf, pins: &PinDirectory, place: fn(&Path) -> Path
             attach(name, hook, &place(&pins.link(name)))?;
         }
     }
+    pin_text(ebpf, &place(&pins.map(TEXT_FILE)))
+}
+
+/// Pins what prints the members as a table, if it is loaded.
+fn pin_text(ebpf: &mut Ebpf, path: &Path) -> Result<(), OpenError> {
+    let text: &Iter = load::get(ebpf, program::TEXT)?;
+    let Ok(text) = text.fd().and_then(|program| Ok(program.try_clone()?)) else {
+        return Ok(());
+    };
+    let Some(Map::HashMap(processes)) = ebpf.map(map::PROCESSES) else {
+        return Err(LoadError::NoMap(map::PROCESSES).into());
+    };
+    let link = sys::iterator_over(processes.fd(), text).map_err(failed("attach the iterator over the members"))?;
+    sys::pin(link, path).map_err(failed("pin the iterator over the members"))?;
     Ok(())
 }
 

@@ -189,6 +189,14 @@ fn load_all(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf,
             .load("task", &btf)
             .map_err(|source| failed("load", name, source))?;
     }
+    // Nothing depends on the table that it prints.
+    let text: &mut Iter = get(&mut ebpf, program::TEXT)?;
+    if let Err(error) = text.load("bpf_map_elem", &btf) {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the members will not be shown as a table beside the maps"
+        );
+    }
     Ok((ebpf, max_processes))
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! DIRECTORY/            flock: whoever loads, unloads, registers or unregisters holds it exclusively
 //!   v2/                 the layout version; flock: every open tracker holds it shared
-//!     processes …       the maps
+//!     processes …       the maps, and a table of the first for people
 //!     links/ programs/
 //! ```
 
@@ -298,7 +298,7 @@ impl PinDirectory {
 
     /// Removes successors that never took their places.
     pub(super) fn remove_successors(&self) -> Result<(), PinError> {
-        for directory in [self.links(), self.programs()] {
+        for directory in [self.links(), self.programs(), self.layout()] {
             let entries = match fs::read_dir(&directory) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 entries => entries.map_err(failed("list", &directory))?,
