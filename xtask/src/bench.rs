@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what the project promises of its speed and size, measured beside others that do the same.
 //!
-//! Measured by the program `bench` of `tests/`, which this builds, with all that it takes, as users would build it. Other supervisors
+//! Measured by the program `bench` of `tests/`, which this builds, with all that it takes, as users would build it unless it is to be quick. Other supervisors
 //! are installed where that leaves the system's own alone: in `target/bench`, or by Debian's packages where apt is there.
 
 use crate::workspace::{call, cargo, output, root, target};
@@ -47,18 +47,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     );
     let directory = target().join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("failed to create {}", directory.display()))?;
-    let release = target().join("release");
-    // Together: alone, the programs would be built with other features of what both use, and all of that twice.
-    let programs = ["zinit-tracker", "zinit", "bench", "actor"];
-    call(
-        cargo()
-            .args(["build", "--release", "--package", "zinit-tracker", "--package", "zinit-tests"])
-            .args(programs.iter().flat_map(|name| ["--bin", name])),
-    )?;
+    // A quick run takes the programs as the tests have them: to optimise them takes longer than to measure.
+    let (profile, programs) = if options.quick {
+        call(cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
+        ("dev", target().join("debug"))
+    } else {
+        // Together: alone, they would be built with other features of what they share, and all of that twice.
+        let names = ["zinit-tracker", "zinit", "bench", "actor"];
+        call(
+            cargo()
+                .args([
+                    "build",
+                    "--release",
+                    "--package",
+                    "zinit-tracker",
+                    "--package",
+                    "zinit-tests",
+                ])
+                .args(names.iter().flat_map(|name| ["--bin", name])),
+        )?;
+        ("release", target().join("release"))
+    };
     // Without the C library's dynamic loader: the fewer pages it has, the less a fork costs beside what is measured.
     call(
         cargo()
-            .args(["rustc", "--release", "--package", "zinit-tests", "--bin", "subject"])
+            .args(["rustc", "--profile", profile, "--package", "zinit-subject"])
             .args(["--", "-Ctarget-feature=+crt-static", "-Crelocation-model=static"]),
     )?;
     let peers = directory.join(format!("zinit-{ZINIT}"));
@@ -66,15 +79,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         install_packages();
         install_zinit(&peers);
     }
-    let mut bench = Command::new(release.join("bench"));
+    let mut bench = Command::new(programs.join("bench"));
     bench
         .arg("--subject")
-        .arg(release.join("subject"))
+        .arg(programs.join("subject"))
         .arg("--peers")
         .arg(&peers)
         .args(options.quick.then_some("--quick"))
         .args(&options.rows)
-        .env("ZINIT_TEST_TOOL", release.join("zinit-tracker"));
+        .env("ZINIT_TEST_TOOL", programs.join("zinit-tracker"));
     if let Some(json) = &options.json {
         bench.arg("--json").arg(json);
     }

@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use core::arch::asm;
 use zinit_ebpf::{
-    Adoption, COMM_LEN, Control, Event, Exit, ExitKey, Layout, Process, Service, Spawn, StateChange, Stats, event_kind,
-    process_flag,
+    Adoption, COMM_LEN, Control, Event, Exit, ExitKey, FILTER_ELEMENTS, Filter, Layout, Process, Service, Spawn,
+    StateChange, Stats, event_kind, process_flag,
 };
 
 use crate::task::{Key, Signal, Task};
@@ -39,6 +39,8 @@ pub static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 pub static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
 #[btf_map(name = "control")]
 pub static CONTROL: Array<Control, 1> = Array::new();
+#[btf_map(name = "filter")]
+pub static FILTER: Array<Filter, { FILTER_ELEMENTS as usize + 1 }> = Array::new();
 #[btf_map(name = "layout")]
 pub static LAYOUT: Array<Layout, 1> = Array::new();
 
@@ -79,11 +81,52 @@ pub unsafe fn subtract(counter: *mut u64, delta: u64) {
     unsafe { add(counter, delta.wrapping_neg()) }
 }
 
+/// The counter of a tgid in `filter`.
+#[inline(always)]
+fn counter(tgid: u32) -> Option<*mut u32> {
+    let element = FILTER.get_ptr_mut(tgid / 16 % FILTER_ELEMENTS)?;
+    // SAFETY: a map value of 16 counters.
+    Some(unsafe { element.cast::<u32>().add((tgid % 16) as usize) })
+}
+
+/// Whether a process with this tgid may be a member. Most are none: that they are not costs them one access to a counter that lies
+/// beside those of other recent processes, not one to a bucket that nobody has touched for long.
+#[inline(always)]
+pub fn may_be_member(tgid: u32) -> bool {
+    // SAFETY: a map value.
+    counter(tgid).is_none_or(|counter| unsafe { core::ptr::read_volatile(counter) } != 0)
+}
+
+/// Changes the counter of a tgid by 1 or -1. As [`add`], with half the width.
+#[inline(always)]
+fn note_in_filter(tgid: u32, delta: i64) {
+    if let Some(counter) = counter(tgid) {
+        // SAFETY: `counter` points into a map value, and is aligned.
+        unsafe {
+            asm!("lock *(u32 *)({counter} + 0) += {delta}", counter = in(reg) counter, delta = in(reg) delta);
+        }
+    }
+}
+
+/// The entry that a tgid has, whosever it is.
+///
+/// # Safety
+///
+/// The reference is read before any map operation.
+#[inline(always)]
+pub unsafe fn entry<'a>(tgid: u32) -> Option<&'a Process> {
+    if !may_be_member(tgid) {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { PROCESSES.get(tgid) }
+}
+
 /// Copies out the entry of exactly this process; an entry of an earlier process with its tgid does not count.
 #[inline(always)]
 pub fn member(key: Key) -> Option<Process> {
     // SAFETY: the reference is copied from before any map operation.
-    let entry = unsafe { PROCESSES.get(key.tgid) }?;
+    let entry = unsafe { entry(key.tgid) }?;
     (entry.start_boottime_ns == key.start_boottime_ns).then_some(*entry)
 }
 
@@ -91,7 +134,7 @@ pub fn member(key: Key) -> Option<Process> {
 #[inline(always)]
 pub fn service_of(key: Key) -> Option<u32> {
     // SAFETY: read before any map operation.
-    let entry = unsafe { PROCESSES.get(key.tgid) }?;
+    let entry = unsafe { entry(key.tgid) }?;
     (entry.start_boottime_ns == key.start_boottime_ns).then_some(entry.service)
 }
 
@@ -135,6 +178,9 @@ pub fn change(service: u32, change: StateChange) -> bool {
 /// Notes that a member executed a program.
 #[inline(always)]
 pub fn executed(task: Task) {
+    if !may_be_member(task.tgid()) {
+        return;
+    }
     let key = task.key();
     let Some(pointer) = PROCESSES.get_ptr_mut(key.tgid) else {
         return;
@@ -190,10 +236,12 @@ pub fn join(service: u32, child: Task, key: Key, creator: Key, flags: u32, kind:
     };
     // SAFETY: as above.
     unsafe { add(&raw mut (*books).live, 1) };
+    note_in_filter(key.tgid, 1);
     let mut result = PROCESSES.insert(key.tgid, entry, NOEXIST);
     if result == Err(EEXIST) {
         if service_of(key).is_some() {
             // The other creation hook was first.
+            note_in_filter(key.tgid, -1);
             // SAFETY: as above.
             unsafe { subtract(&raw mut (*books).live, 1) };
             return None;
@@ -204,6 +252,7 @@ pub fn join(service: u32, child: Task, key: Key, creator: Key, flags: u32, kind:
         result = PROCESSES.insert(key.tgid, entry, NOEXIST);
     }
     if result.is_err() {
+        note_in_filter(key.tgid, -1);
         // SAFETY: as above.
         unsafe { subtract(&raw mut (*books).live, 1) };
         // SAFETY: as above.
@@ -248,6 +297,9 @@ fn delete(service: u32, tgid: u32) -> Option<*mut Service> {
     let result = PROCESSES.remove(tgid);
     if result == Err(ENOENT) {
         return None;
+    }
+    if result.is_ok() {
+        note_in_filter(tgid, -1);
     }
     let books = SERVICES.get_ptr_mut(service)?;
     if result.is_err() {

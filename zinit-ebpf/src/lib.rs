@@ -41,12 +41,14 @@ pub mod map {
     pub const STATS: &str = "stats";
     /// [`Control`](super::Control), one element, written by the programs only.
     pub const CONTROL: &str = "control";
+    /// [`Filter`](super::Filter): which tgids may be those of members.
+    pub const FILTER: &str = "filter";
     /// [`Layout`](super::Layout), one element, written by user space only.
     pub const LAYOUT: &str = "layout";
 
     /// Every map, in the order in which they are pinned.
-    pub const ALL: [&str; 9] = [
-        PROCESSES, SERVICES, SPAWNS, ADOPTIONS, EXITS, EVENTS, STATS, CONTROL, LAYOUT,
+    pub const ALL: [&str; 10] = [
+        PROCESSES, SERVICES, SPAWNS, ADOPTIONS, EXITS, EVENTS, STATS, CONTROL, FILTER, LAYOUT,
     ];
 }
 

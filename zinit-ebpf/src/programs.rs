@@ -64,6 +64,15 @@ enum Creation {
 /// It logs nothing itself: the formatting would be a function of its own, which no program may call (`build-ebpf` says why).
 #[inline(always)]
 fn created(parent: Task, child: Task) -> Creation {
+    // For bystanders nothing else is read.
+    if !books::may_be_member(parent.tgid()) && !books::may_be_member(child.tgid()) && !books::any_armed() {
+        return Creation::Foreign;
+    }
+    let key = child.key();
+    if books::service_of(key).is_some() {
+        // The other hook was first.
+        return Creation::Known;
+    }
     let creator = parent.key();
     let (service, flags) = if let Some(service) = pending_spawn(parent) {
         (service, process_flag::SPAWNED)
@@ -72,11 +81,6 @@ fn created(parent: Task, child: Task) -> Creation {
     } else {
         return Creation::Foreign;
     };
-    let key = child.key();
-    if books::service_of(key).is_some() {
-        // The other hook was first.
-        return Creation::Known;
-    }
     let Some(state) = books::join(service, child, key, creator, flags, event_kind::FORK) else {
         return Creation::Known;
     };
@@ -115,6 +119,9 @@ fn zinit_exit(ctx: BtfTracePointContext) -> i32 {
     if books::any_armed() {
         books::disarm(task.tid());
     }
+    if !books::may_be_member(task.tgid()) {
+        return 0;
+    }
     let signal = task.signal();
     if signal.live_threads() == 0 && books::died(task, task.key(), signal) {
         debug!(&ctx, "exit: {}", task.tgid());
@@ -131,7 +138,7 @@ fn zinit_free(ctx: BtfTracePointContext) -> i32 {
     }
     // Only for leaders; after an exec by another thread the old leader is freed while the process lives on, and then
     // its shared `signal` still has a live thread.
-    if task.tid() != task.tgid() {
+    if task.tid() != task.tgid() || !books::may_be_member(task.tgid()) {
         return 0;
     }
     let signal = task.signal();
@@ -167,8 +174,7 @@ fn zinit_deny(ctx: LsmContext) -> i32 {
 #[inline(always)]
 fn is_being_killed(tgid: u32) -> bool {
     // SAFETY: read before any map operation.
-    let Some((service, start)) =
-        (unsafe { books::PROCESSES.get(tgid) }).map(|entry| (entry.service, entry.start_boottime_ns))
+    let Some((service, start)) = (unsafe { books::entry(tgid) }).map(|entry| (entry.service, entry.start_boottime_ns))
     else {
         return false;
     };
@@ -361,7 +367,7 @@ fn requested(key: Key) -> Option<u32> {
 #[inline(always)]
 fn adopting(parent: Key) -> Option<u32> {
     // SAFETY: read before any map operation.
-    let entry = unsafe { books::PROCESSES.get(parent.tgid) }?;
+    let entry = unsafe { books::entry(parent.tgid) }?;
     let (service, start, joined) = (entry.service, entry.start_boottime_ns, entry.joined_boottime_ns);
     if start != parent.start_boottime_ns {
         return None;

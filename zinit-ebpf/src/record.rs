@@ -283,6 +283,25 @@ pub struct Control {
     pub armed: u64,
 }
 
+/// How many members have a tgid that leads here: an element of `filter`, which spares those that are none a lookup in `processes`.
+///
+/// A tgid's counter is number `tgid % 16` of element `tgid / 16 % `[`FILTER_ELEMENTS`]. It is raised before a member's entry
+/// appears, and lowered after that is gone: where it is 0 there is no member. The element behind the last one says who has kept
+/// the counters since the maps were made: the SHA-256 of the sources of that build. Where another build worked on these maps that may
+/// not have kept them, every counter was raised by [`FILTER_UNKNOWN`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Members for each tgid that leads here.
+    pub members: [u32; 16],
+}
+
+/// Elements of `filter` that count.
+pub const FILTER_ELEMENTS: u32 = 4096;
+
+/// What a counter of [`Filter`] is raised by that may have missed members.
+pub const FILTER_UNKNOWN: u32 = 1 << 30;
+
 /// What the maps were made for: the value of `layout`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -349,6 +368,7 @@ const _: () = {
     assert!(offset_of!(Event, comm) == 40);
     assert!(size_of::<Stats>() == 80);
     assert!(size_of::<Control>() == 8);
+    assert!(size_of::<Filter>() == 64);
     assert!(size_of::<Layout>() == 48);
     assert!(size_of::<Task>() == 64);
     assert!(offset_of!(Task, comm) == 48);
@@ -366,5 +386,5 @@ macro_rules! plain {
 
 #[cfg(feature = "user")]
 plain!(
-    Process, Service, Spawn, Adoption, ExitKey, Exit, Event, Stats, Control, Layout, Task
+    Process, Service, Spawn, Adoption, ExitKey, Exit, Event, Stats, Control, Filter, Layout, Task
 );

@@ -14,12 +14,13 @@ use aya::{
     programs::{Iter, RawTracePoint},
 };
 use zinit_ebpf::{
-    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, TEXT_FILE, Task, map, program,
-    service_flag,
+    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, TEXT_FILE, Task, map,
+    program, service_flag,
 };
 
 use super::{
     events::{EventStream, EventsError},
+    filter,
     gate::Gates,
     hooks::{self, HOOKS, Hooks},
     load::{self, LoadError, LoadOptions},
@@ -344,7 +345,9 @@ impl Kernel {
             ..options
         };
         let (mut ebpf, _) = load::load(same, Some(pins))?;
-        let replaced = hooks::pin(&mut ebpf, pins, PinDirectory::successor).and_then(|()| self.succeed(&ebpf, options));
+        filter::take_over(&mut ebpf, self.layout()?.sources)?;
+        let replaced =
+            hooks::pin(&mut ebpf, pins, PinDirectory::successor).and_then(|()| self.succeed(&mut ebpf, options));
         if replaced.is_err() {
             Hooks::settle(pins)?;
         }
@@ -352,7 +355,7 @@ impl Kernel {
     }
 
     /// Lets programs and links that are pinned as successors take their places.
-    fn succeed(&self, ebpf: &Ebpf, options: LoadOptions) -> Result<Layout, OpenError> {
+    fn succeed(&self, ebpf: &mut Ebpf, options: LoadOptions) -> Result<Layout, OpenError> {
         let set = |layout: Layout| {
             let set = lock(&self.maps.layout).set(0, layout, 0);
             set.map(|()| layout).map_err(failed("write the layout"))
@@ -377,6 +380,7 @@ impl Kernel {
                 PinDirectory::succeed(&self.pins.map(TEXT_FILE))?;
             }
         }
+        filter::keep(ebpf, options.sources)?;
         let layout = set(Layout {
             sources: options.sources,
             ..layout
@@ -588,6 +592,7 @@ fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(Layout, Op
         let map = ebpf.map(name).ok_or(LoadError::NoMap(name))?;
         map.pin(pins.map(name)).map_err(failed("pin a map"))?;
     }
+    filter::keep(&mut ebpf, options.sources)?;
     hooks::pin(&mut ebpf, pins, Path::to_owned)?;
     let layout = Layout {
         version: LAYOUT_VERSION,

@@ -6,6 +6,7 @@
 mod books;
 mod btf;
 mod events;
+mod filter;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod gate;

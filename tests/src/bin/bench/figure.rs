@@ -1,6 +1,6 @@
 //! Figures: values of several rounds, and what is told of them.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,13 +197,19 @@ pub(crate) type Contestant<'a> = (String, Box<dyn FnMut() -> Result<f64> + 'a>);
 ///
 /// # Errors
 ///
-/// What the first one says that fails.
-pub(crate) fn alternate(rounds: usize, mut contestants: Vec<Contestant<'_>>) -> Result<Vec<Series>> {
-    let mut series: Vec<_> = contestants
+/// One that fails.
+pub(crate) fn alternate(rounds: usize, contestants: Vec<Contestant<'_>>) -> Result<Vec<Series>> {
+    let measured = alternate_with_peers(rounds, contestants).into_iter();
+    measured.map(Measured::series).collect()
+}
+
+/// As [`alternate`], but one that fails takes no further part, and why it did is in its place.
+pub(crate) fn alternate_with_peers(rounds: usize, mut contestants: Vec<Contestant<'_>>) -> Vec<Measured> {
+    let mut measured: Vec<_> = contestants
         .iter()
-        .map(|(name, _)| Series {
+        .map(|(name, _)| Measured {
             name: name.clone(),
-            values: Vec::new(),
+            values: Ok(Vec::new()),
         })
         .collect();
     for round in 0..rounds {
@@ -212,10 +218,45 @@ pub(crate) fn alternate(rounds: usize, mut contestants: Vec<Contestant<'_>>) -> 
             order.reverse();
         }
         for index in order {
-            series[index].values.push((contestants[index].1)()?);
+            if let Ok(values) = &mut measured[index].values {
+                match (contestants[index].1)() {
+                    Ok(value) => values.push(value),
+                    Err(error) => measured[index].values = Err(error),
+                }
+            }
         }
     }
-    Ok(series)
+    measured
+}
+
+/// What [`alternate_with_peers`] has of one of them.
+pub(crate) struct Measured {
+    pub(crate) name: String,
+    values: Result<Vec<f64>>,
+}
+
+impl Measured {
+    /// Its values.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be measured.
+    pub(crate) fn series(self) -> Result<Series> {
+        let values = self.values.with_context(|| format!("{} failed", self.name))?;
+        Ok(Series {
+            name: self.name,
+            values,
+        })
+    }
+
+    /// The row of this one beside ours; one that says why if it could not be measured.
+    pub(crate) fn beside(self, what: &str, unit: Unit, ours: &Series) -> Row {
+        let name = self.name.clone();
+        match self.series() {
+            Ok(series) => Row::ratio(what, unit, ours.clone(), series),
+            Err(error) => Row::skipped(format!("{what}, {name}"), format!("{error:#}")),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -274,6 +315,27 @@ mod tests {
         let series = alternate(3, vec![contestant("a", 1.0), contestant("b", 2.0)]).unwrap();
         assert_eq!(*seen.borrow(), "abbaab");
         assert_eq!(series[1].values, [2.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn one_that_fails_takes_no_further_part_and_says_why() {
+        let mut tries = 0;
+        let contestants: Vec<Contestant<'_>> = vec![
+            ("a".to_owned(), Box::new(|| Ok(1.0))),
+            (
+                "b".to_owned(),
+                Box::new(|| {
+                    tries += 1;
+                    Err(anyhow::anyhow!("no such thing"))
+                }),
+            ),
+        ];
+        let mut measured = alternate_with_peers(3, contestants).into_iter();
+        assert_eq!(tries, 1);
+        let ours = measured.next().unwrap().series().unwrap();
+        assert_eq!(ours.values.len(), 3);
+        let row = measured.next().unwrap().beside("x", Unit::Number, &ours);
+        assert_eq!(row, Row::skipped("x, b", "b failed: no such thing"));
     }
 
     #[test]

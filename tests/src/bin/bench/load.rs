@@ -26,7 +26,7 @@ pub(crate) struct Load {
     pub(crate) quick: bool,
     /// Runs what is asynchronous, in the thread that measures.
     pub(crate) runtime: Runtime,
-    /// The program that processes run: `subject.rs`.
+    /// The program that processes run: `tests/subject`.
     pub(crate) subject: PathBuf,
     /// Where other supervisors were installed.
     pub(crate) peers: PathBuf,

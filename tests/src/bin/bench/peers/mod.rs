@@ -1,6 +1,8 @@
 //! Supervisors that ours is compared with.
 
+pub(crate) mod fifo;
 pub(crate) mod services;
+pub(crate) mod systemd;
 
 use std::{
     env,

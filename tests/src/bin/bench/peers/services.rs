@@ -2,27 +2,18 @@
 
 use std::{
     fs::{self, File},
-    os::{
-        fd::AsFd as _,
-        unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink},
-    },
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::stat::Mode;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use zinit_tests::{Cleanup, Marker, sandbox::PinDir, zinit};
 
-use super::find;
+use super::{fifo::Fifo, find};
 use crate::load::Load;
-
-/// Long enough for any supervisor.
-const DEADLINE: Duration = Duration::from_secs(100);
 
 /// Who starts the services, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +31,10 @@ pub(crate) struct Running {
     supervisor: Supervisor,
     child: Child,
     directory: TempDir,
-    fifo: File,
+    fifo: Fifo,
     /// From the start of its program until the program of the last service runs.
     pub(crate) took: Duration,
-    programs: PathBuf,
+    program: PathBuf,
     pins: PinDir,
     marker: Marker,
     _cleanup: Cleanup,
@@ -67,7 +58,7 @@ impl Supervisor {
         let name = match self {
             Self::Ours => return Ok(zinit().to_owned()),
             Self::Zinit => {
-                let path = load.peers.join("bin/zinit");
+                let path = load.peers.join("bin/zinit-server");
                 return path.is_file().then_some(path).ok_or("it is not installed".to_owned());
             }
             Self::S6 => "s6-svscan",
@@ -87,15 +78,13 @@ impl Supervisor {
         let program = self.program(load).map_err(anyhow::Error::msg)?;
         let (directory, marker, pins) = (TempDir::new_in("/var/tmp")?, Marker::new(), PinDir::new());
         let path = directory.path();
-        let fifo_path = path.join("fifo");
-        nix::unistd::mkfifo(&fifo_path, Mode::S_IRUSR | Mode::S_IWUSR)?;
-        let mut options = File::options();
-        let fifo = options.read(true).custom_flags(libc::O_NONBLOCK).open(&fifo_path)?;
+        let fifo = Fifo::new_in(path)?;
         self.write_services(path, &load.subject, count)?;
+        fs::create_dir_all(path.join("hero/var"))?;
         let mut command = self.command(&program, path);
         let log = File::create(path.join("log"))?;
         command
-            .env("ZINIT_BENCH_FIFO", &fifo_path)
+            .env(Fifo::ENV, fifo.path())
             .env("ZINIT_TRACKER_PINS", pins.path())
             .env(Marker::ENV, marker.as_str())
             .env_remove("RUST_LOG")
@@ -113,7 +102,7 @@ impl Supervisor {
             directory,
             fifo,
             took: Duration::ZERO,
-            programs: program,
+            program,
             pins,
             marker,
             _cleanup: cleanup,
@@ -135,10 +124,16 @@ impl Supervisor {
         for number in 0..count {
             let name = format!("s{number}");
             match self {
-                Self::Ours | Self::Zinit => {
+                Self::Ours => {
                     fs::write(
                         services.join(format!("{name}.yaml")),
                         format!("exec: {}\n", subject.display()),
+                    )?;
+                }
+                Self::Zinit => {
+                    fs::write(
+                        services.join(format!("{name}.toml")),
+                        format!("[service]\nname = \"{name}\"\nexec = \"{}\"\n", subject.display()),
                     )?;
                 }
                 Self::S6 | Self::Runit => {
@@ -167,10 +162,11 @@ impl Supervisor {
                 .arg(path.join("socket"))
                 .args(["init", "--container", "--config"])
                 .arg(services),
+            // Where its client looks, whatever it is told.
             Self::Zinit => command
                 .arg("--socket")
-                .arg(path.join("socket"))
-                .args(["init", "--container", "--config"])
+                .arg(path.join("hero/var/zinit.sock"))
+                .arg("--config-dir")
                 .arg(services),
             Self::S6 => command.args(["-c", "2000"]).arg(services),
             Self::Runit => command.arg(services),
@@ -190,9 +186,14 @@ impl Running {
                 .with_context(|| format!("{name} is not installed"))
         };
         let mut command = match self.supervisor {
-            Supervisor::Ours | Supervisor::Zinit => {
-                let mut command = Command::new(&self.programs);
+            Supervisor::Ours => {
+                let mut command = Command::new(&self.program);
                 command.arg("--socket").arg(path.join("socket")).args([verb, service]);
+                command
+            }
+            Supervisor::Zinit => {
+                let mut command = Command::new(self.program.with_file_name("zinit"));
+                command.args([verb, service]).env("HOME", path);
                 command
             }
             Supervisor::S6 => {
@@ -229,7 +230,9 @@ impl Running {
         let began = Instant::now();
         let status = stop.status()?;
         // The process has the FIFO open until it ends.
-        self.poll_for(PollFlags::HUP)?;
+        self.fifo
+            .wait_until_closed()
+            .with_context(|| self.supervisor.name().to_owned())?;
         let took = began.elapsed();
         ensure!(
             status.success(),
@@ -254,45 +257,14 @@ impl Running {
 
     /// Waits until so many programs have said that they run.
     fn wait_for(&mut self, count: usize) -> Result<()> {
-        let deadline = Instant::now() + DEADLINE;
-        let mut bytes = vec![0; count];
-        let mut found = 0;
-        while found < count {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("{} has ended by {status}: {}", self.supervisor.name(), self.log());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{} has started {found} of {count}: {}",
-                self.supervisor.name(),
-                self.log()
-            );
-            let timeout = Timespec::try_from(Duration::from_millis(100))?;
-            poll(
-                &mut [PollFd::from_borrowed_fd(self.fifo.as_fd(), PollFlags::IN)],
-                Some(&timeout),
-            )?;
-            match rustix::io::read(&self.fifo, &mut bytes[found..]) {
-                // Nobody has it open at the moment, which no poll waits for.
-                Ok(0) => thread::sleep(Duration::from_micros(100)),
-                Ok(length) => found += length,
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).context("failed to read the FIFO"),
-            }
-        }
-        Ok(())
-    }
-
-    fn poll_for(&self, wanted: PollFlags) -> Result<()> {
-        let timeout = Timespec::try_from(DEADLINE)?;
-        let mut polled = [PollFd::from_borrowed_fd(self.fifo.as_fd(), PollFlags::empty())];
-        poll(&mut polled, Some(&timeout))?;
-        ensure!(
-            polled[0].revents().contains(wanted),
-            "{}: the process is there after the stop",
-            self.supervisor.name()
-        );
-        Ok(())
+        let (child, supervisor, log) = (&mut self.child, self.supervisor, self.directory.path().join("log"));
+        let log = || fs::read_to_string(&log).unwrap_or_default();
+        self.fifo
+            .wait_for(count, || match child.try_wait()? {
+                Some(status) => bail!("it has ended by {status}"),
+                None => Ok(()),
+            })
+            .with_context(|| format!("{}: {}", supervisor.name(), log()))
     }
 
     /// The processes of the supervisor itself, without those of services.

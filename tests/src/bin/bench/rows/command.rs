@@ -3,13 +3,15 @@
 use anyhow::{Context as _, Result};
 
 use crate::{
-    figure::{Contestant, Row, Target, Unit, alternate},
+    figure::{Contestant, Row, Target, Unit, alternate_with_peers},
     load::Load,
-    peers::services::Supervisor,
+    peers::{
+        services::Supervisor,
+        systemd::{SYSTEMD, Systemd},
+    },
 };
 
 const NOTE: &str = "Until the command has ended and the process of the service has, too.";
-const SYSTEMD: &str = "not started by this program yet";
 
 pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
     let what = "stop of a service by a command";
@@ -24,13 +26,28 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
             Box::new(move || Ok(running.stop_and_start()?.as_nanos() as f64)),
         ));
     }
-    let mut series = alternate(load.pick(3, 21), contestants)?.into_iter();
-    let ours = series.next().context("ours")?;
-    let mut rows: Vec<_> = series
+    if Systemd::missing().is_none() {
+        let systemd = Systemd::start(load, 1, "", false)?;
+        contestants.push((
+            SYSTEMD.to_owned(),
+            Box::new(move || {
+                let took = systemd.stop()?;
+                systemd.start_again()?;
+                Ok(took.as_nanos() as f64)
+            }),
+        ));
+    }
+    let mut measured = alternate_with_peers(load.pick(3, 21), contestants).into_iter();
+    let ours = measured.next().context("ours")?.series()?;
+    let mut rows: Vec<_> = measured
         .map(|other| {
-            let is_s6 = other.name == Supervisor::S6.name();
-            let row = Row::ratio(what, Unit::Nanoseconds, ours.clone(), other).note(NOTE);
-            if is_s6 { row.target(Target::Times(1.0)) } else { row }
+            let has_target = [Supervisor::S6.name(), SYSTEMD].contains(&other.name.as_str());
+            let row = other.beside(what, Unit::Nanoseconds, &ours).note(NOTE);
+            if has_target {
+                row.target(Target::Times(1.0))
+            } else {
+                row
+            }
         })
         .collect();
     let reason = |supervisor: Supervisor| supervisor.missing(load).unwrap_or_default();
@@ -39,6 +56,8 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
             .into_iter()
             .map(|supervisor| Row::skipped(format!("{what}, {}", supervisor.name()), reason(supervisor))),
     );
-    rows.push(Row::skipped(format!("{what}, systemd"), SYSTEMD).target(Target::Times(1.0)));
+    if let Some(reason) = Systemd::missing() {
+        rows.push(Row::skipped(format!("{what}, {SYSTEMD}"), reason).target(Target::Times(1.0)));
+    }
     Ok(rows)
 }

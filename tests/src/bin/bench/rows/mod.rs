@@ -12,6 +12,7 @@ mod open;
 mod size;
 mod start;
 mod stop;
+mod storms;
 
 use anyhow::Result;
 
@@ -46,6 +47,11 @@ pub(crate) const ALL: &[Subject] = &[
         name: "kill",
         about: "trees killed and known to be gone",
         measure: kill::measure,
+    },
+    Subject {
+        name: "storms",
+        about: "processes that are others again and again, killed and known to be gone",
+        measure: storms::measure,
     },
     Subject {
         name: "list",

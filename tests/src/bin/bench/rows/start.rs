@@ -3,10 +3,16 @@
 use anyhow::{Context as _, Result};
 
 use crate::{
-    figure::{Contestant, Row, Target, Unit, alternate},
+    figure::{Contestant, Row, Target, Unit, alternate_with_peers},
     load::Load,
-    peers::services::Supervisor,
+    peers::{
+        services::Supervisor,
+        systemd::{SYSTEMD, Systemd},
+    },
 };
+
+const NOTE: &str =
+    "systemd from its execution as the first process of a container, with nothing but these services to start.";
 
 pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
     let count = load.pick(50, 500);
@@ -23,17 +29,26 @@ pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
             Box::new(move || Ok(supervisor.start(load, count)?.took.as_nanos() as f64)),
         ));
     }
-    let mut series = alternate(load.pick(1, 5), contestants)?.into_iter();
-    let ours = series.next().context("ours")?;
-    let mut rows: Vec<_> = series
+    match Systemd::missing() {
+        Some(reason) => skipped.push(Row::skipped(format!("{what}, {SYSTEMD}"), reason).target(Target::Times(1.0))),
+        None => contestants.push((
+            SYSTEMD.to_owned(),
+            Box::new(|| Ok(Systemd::start(load, count, "", false)?.took.as_nanos() as f64)),
+        )),
+    }
+    let mut measured = alternate_with_peers(load.pick(1, 5), contestants).into_iter();
+    let ours = measured.next().context("ours")?.series()?;
+    let mut rows: Vec<_> = measured
         .map(|other| {
-            let is_s6 = other.name == Supervisor::S6.name();
-            let row = Row::ratio(&what, Unit::Nanoseconds, ours.clone(), other);
-            if is_s6 { row.target(Target::Times(1.0)) } else { row }
+            let has_target = [Supervisor::S6.name(), SYSTEMD].contains(&other.name.as_str());
+            let row = other.beside(&what, Unit::Nanoseconds, &ours).note(NOTE);
+            if has_target {
+                row.target(Target::Times(1.0))
+            } else {
+                row
+            }
         })
         .collect();
     rows.extend(skipped);
-    let systemd = Row::skipped(format!("{what}, systemd"), "not started by this program yet");
-    rows.push(systemd.target(Target::Times(1.0)));
     Ok(rows)
 }

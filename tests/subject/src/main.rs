@@ -6,6 +6,8 @@
 //!   of processor time;
 //! - `execs N`: the same with processes that execute this program anew;
 //! - `sessions N`: has N children, each in a session of its own, says so as `zinit_tests::ready` wants it, and rests;
+//! - `storm N S`: N processes, each of which creates another in its place and exits, again and again for up to S seconds; says when
+//!   all of them are there by the byte below, and has that FIFO open in all of them;
 //! - `exit`: exits at once;
 //! - `rest`: says that it is there, and rests;
 //! - otherwise: writes a byte to the FIFO that `ZINIT_BENCH_FIFO` names, and rests with that open.
@@ -24,6 +26,7 @@ use nix::{
     errno::Errno,
     sys::{
         resource::{UsageWho, getrusage},
+        signal::{SigHandler, Signal, signal},
         wait::waitpid,
     },
     unistd::{ForkResult, close, execv, fork, pause, pipe, read, setsid},
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
             })
         }
         ["sessions", count] => sessions(count.parse()?),
+        ["storm", count, seconds] => storm(count.parse()?, Duration::from_secs(seconds.parse()?)),
         ["exit"] => exit(0),
         ["rest"] => {
             ready()?;
@@ -121,6 +125,39 @@ fn sessions(count: usize) -> Result<()> {
     rest()
 }
 
+fn storm(count: usize, lasts: Duration) -> Result<()> {
+    let end = Instant::now() + lasts;
+    // Whoever else gets the orphans might not reap them as fast as they come. This way the kernel does.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    // SAFETY: no function of this program is made a handler.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+    let mut fifo = fifo()?;
+    let (all, one) = pipe()?;
+    for _ in 0..count {
+        child(|| {
+            // Before, there might be no processor left to create the others.
+            if close(one.as_raw_fd()).is_err() || read(&all, &mut [0]) != Ok(0) {
+                exit_now(1);
+            }
+            flee(end);
+        })?;
+    }
+    drop(one);
+    fifo.write_all(b"x")?;
+    std::thread::sleep(lasts);
+    Ok(())
+}
+
+/// Is another process again and again.
+fn flee(end: Instant) {
+    while Instant::now() < end {
+        // SAFETY: this program has one thread, so that the child may do what its parent could.
+        if let Ok(ForkResult::Parent { .. }) = unsafe { fork() } {
+            exit_now(0)
+        }
+    }
+}
+
 /// Says that all is there, as `zinit_tests::ready` wants it.
 fn ready() -> Result<()> {
     let fifo = std::env::var_os("ZINIT_TEST_READY").context("ZINIT_TEST_READY is not set")?;
@@ -128,9 +165,13 @@ fn ready() -> Result<()> {
     Ok(())
 }
 
-fn announce() -> Result<()> {
+fn fifo() -> Result<File> {
     let fifo = std::env::var_os("ZINIT_BENCH_FIFO").context("ZINIT_BENCH_FIFO is not set")?;
-    let mut fifo = File::options().write(true).open(fifo)?;
+    Ok(File::options().write(true).open(fifo)?)
+}
+
+fn announce() -> Result<()> {
+    let mut fifo = fifo()?;
     fifo.write_all(b"x")?;
     // Whoever reads sees the end of this process by the end of the file.
     let _open = fifo.into_raw_fd();
