@@ -78,7 +78,7 @@ pub mod program {
     pub const TASKS: &str = "zinit_tasks";
     /// `iter/task`: takes requested roots and their children into their services.
     pub const ADOPT: &str = "zinit_adopt";
-    /// `iter/bpf_map_elem`: prints the members of every service as a table.
+    /// `iter/task`: prints the members of every service as a table.
     pub const TEXT: &str = "zinit_text";
 }
 

@@ -257,7 +257,7 @@ fn zinit_release(ctx: *mut c_void) -> u32 {
 
 /// The context of an `iter/task` program: `meta`, then `task`, both pointers.
 #[inline(always)]
-fn iterated(ctx: *mut c_void) -> Option<(u64, Task)> {
+pub fn iterated(ctx: *mut c_void) -> Option<(u64, Task)> {
     let ctx = ctx.cast::<u64>();
     // SAFETY: the context has two pointers.
     let (meta, task) = unsafe { (core::ptr::read_volatile(ctx), core::ptr::read_volatile(ctx.add(1))) };

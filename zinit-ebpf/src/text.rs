@@ -1,10 +1,10 @@
-//! The books as a table for people: each member of `processes` is a line.
+//! The books as a table for people: a line for each member that is there.
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_seq_printf};
 use core::ffi::c_void;
-use zinit_ebpf::{COMM_LEN, INSTANCE_LEN, NAME_LEN, Process, process_flag};
+use zinit_ebpf::{COMM_LEN, INSTANCE_LEN, NAME_LEN, process_flag};
 
-use crate::books;
+use crate::{books, programs::iterated};
 
 /// A text that the kernel reads: without a terminator it would read on.
 macro_rules! text {
@@ -16,7 +16,7 @@ macro_rules! text {
 
 text!(
     TABLE_HEADER,
-    b"    PID CREATOR SESSION   GROUP    AGE_S JOINED  COMMAND         SERVICE\n\0"
+    b"    PID    PPID SESSION   GROUP    AGE_S JOINED  COMMAND         SERVICE\n\0"
 );
 text!(TABLE_LINE, b"%7u %7u %7u %7u %8llu %-7s %-15s %s/%s\n\0");
 text!(TABLE_FORKED, b"forked\0");
@@ -25,62 +25,50 @@ text!(TABLE_ADOPTED, b"adopted\0");
 
 const NS_PER_S: u64 = 1_000_000_000;
 
-/// The context of an `iter/bpf_map_elem` program: four pointers, of which the last two are null behind the last entry.
-#[repr(C)]
-struct Context {
-    /// Whose fields are the `struct seq_file *`, the session, and how many entries came before.
-    meta: *const [u64; 3],
-    map: *const c_void,
-    key: *const u32,
-    value: *const Process,
-}
-
-/// If the reader's buffer is full, the kernel runs the program again for the same entry.
+/// Over tasks, as an iterator over the entries of a map is refused by some kernels (`EPERM`, seen with 6.18).
 #[unsafe(no_mangle)]
-#[unsafe(link_section = "iter/bpf_map_elem")]
-fn zinit_text(ctx: *const Context) -> i32 {
-    // SAFETY: the context has four pointers.
-    let (meta, key, value) = unsafe {
-        (
-            core::ptr::read_volatile(&raw const (*ctx).meta),
-            core::ptr::read_volatile(&raw const (*ctx).key),
-            core::ptr::read_volatile(&raw const (*ctx).value),
-        )
+#[unsafe(link_section = "iter/task")]
+fn zinit_text(ctx: *mut c_void) -> i32 {
+    let Some((meta, task)) = iterated(ctx) else {
+        return 0;
     };
-    // SAFETY: `meta` is never null, and outlives this run of the program.
+    // SAFETY: `meta` has the `struct seq_file *`, the session, and how many tasks came before.
     let (seq, before) = unsafe {
         (
-            core::ptr::read_volatile(&raw const (*meta)[0]),
-            core::ptr::read_volatile(&raw const (*meta)[2]),
+            core::ptr::read_volatile(meta as *const u64),
+            core::ptr::read_volatile((meta + 16) as *const u64),
         )
     };
     if before == 0 {
-        print(seq, &TABLE_HEADER, &[]);
+        print(seq, &TABLE_HEADER, &[0; 0]);
     }
-    if key.is_null() || value.is_null() {
+    if task.tid() != task.tgid() {
         return 0;
     }
-    // SAFETY: checked for null; of the size that `processes` is declared with.
-    let (tgid, entry) = unsafe { (*key, &*value) };
+    let key = task.key();
+    let Some(entry) = books::member(key) else {
+        return 0;
+    };
     // SAFETY: the reference is copied from before any map operation.
     let Some(books) = (unsafe { books::SERVICES.get(entry.service) }) else {
         return 0;
     };
-    let instance: [u64; INSTANCE_LEN / 8 + 1] = terminated(&books.instance);
-    let name: [u64; NAME_LEN / 8 + 1] = terminated(&books.name);
-    let comm = printable(&entry.comm);
+    let instance: [u64; INSTANCE_LEN / 8 + 1] = terminated(books.instance.as_ptr());
+    let name: [u64; NAME_LEN / 8 + 1] = terminated(books.name.as_ptr());
+    let comm = printable(entry.comm.as_ptr());
+    let signal = task.signal();
     // SAFETY: a helper without arguments.
-    let age = unsafe { bpf_ktime_get_boot_ns() }.saturating_sub(entry.start_boottime_ns) / NS_PER_S;
+    let age = unsafe { bpf_ktime_get_boot_ns() }.saturating_sub(key.start_boottime_ns) / NS_PER_S;
     let joined = match entry.flags & (process_flag::SPAWNED | process_flag::ADOPTED) {
         0 => TABLE_FORKED.as_ptr(),
         process_flag::SPAWNED => TABLE_SPAWNED.as_ptr(),
         _ => TABLE_ADOPTED.as_ptr(),
     };
     let columns = [
-        u64::from(tgid),
-        u64::from(entry.parent_tgid),
-        u64::from(entry.session),
-        u64::from(entry.group),
+        u64::from(key.tgid),
+        u64::from(task.real_parent().tgid()),
+        u64::from(signal.session()),
+        u64::from(signal.group()),
         age,
         joined as u64,
         comm.as_ptr() as u64,
@@ -91,26 +79,33 @@ fn zinit_text(ctx: *const Context) -> i32 {
     0
 }
 
+/// If the reader's buffer is full, the kernel runs the program again for the same task.
 #[inline(always)]
 fn print(seq: u64, format: &'static [u8], columns: &[u64]) {
+    let data = match columns {
+        [] => core::ptr::null(),
+        columns => columns.as_ptr().cast(),
+    };
     // SAFETY: the format ends in 0 and has a column for each value; texts among these do, too, and live on until the call returns.
     unsafe {
         bpf_seq_printf(
             seq as *mut _,
             format.as_ptr().cast(),
             format.len() as u32,
-            columns.as_ptr().cast(),
+            data,
             size_of_val(columns) as u32,
         )
     };
 }
 
-/// A text of the books, which need not end in 0 if it is as long as it may be; `WORDS` is one more than it has.
+/// A text of the books, which need not end in 0 if it is as long as it may be; `WORDS` is one more than it has, each of eight bytes.
 #[inline(always)]
-fn terminated<const WORDS: usize>(text: &[u8]) -> [u64; WORDS] {
+fn terminated<const WORDS: usize>(text: *const u8) -> [u64; WORDS] {
+    let text = text.cast::<u64>();
     let mut copy = [0; WORDS];
-    for (word, bytes) in copy.iter_mut().zip(text.as_chunks::<8>().0) {
-        *word = u64::from_ne_bytes(*bytes);
+    for (index, word) in copy.iter_mut().take(WORDS - 1).enumerate() {
+        // SAFETY: within the text. The verifier demands that it is aligned, which every text of the books is.
+        *word = unsafe { text.add(index).read() };
     }
     copy
 }
@@ -119,13 +114,13 @@ fn terminated<const WORDS: usize>(text: &[u8]) -> [u64; WORDS] {
 ///
 /// Eight bytes at a time and without branches, of which the verifier would follow every combination.
 #[inline(always)]
-fn printable(comm: &[u8; COMM_LEN]) -> [u64; COMM_LEN / 8 + 1] {
+fn printable(comm: *const u8) -> [u64; COMM_LEN / 8 + 1] {
     const fn each(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
     }
-    let mut copy = [0; COMM_LEN / 8 + 1];
-    for (word, bytes) in copy.iter_mut().zip(comm.as_chunks::<8>().0) {
-        let text = u64::from_ne_bytes(*bytes);
+    let mut copy: [u64; COMM_LEN / 8 + 1] = terminated(comm);
+    for word in &mut copy {
+        let text = *word;
         let low = text & each(0x7f);
         // The highest bit of each byte says what is asked; sums stay within their bytes.
         let from_space = low + each(0x80 - b' ');

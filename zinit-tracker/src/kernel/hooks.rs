@@ -10,20 +10,18 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::Map,
     programs::{
         BtfTracePoint, Iter,
         links::{FdLink, PinnedLink},
     },
 };
-use zinit_ebpf::{TEXT_FILE, map, program};
+use zinit_ebpf::{TEXT_FILE, program};
 
 use super::{
     books::{BooksError, OpenError, failed},
-    load::{self, LoadError},
+    load,
     pins::PinDirectory,
     runs::ProgramRuns,
-    sys,
 };
 
 /// Programs that are attached for as long as the tracker is loaded, each with its tracepoint.
@@ -181,17 +179,15 @@ pub(super) fn pin(ebpf: &mut Ebpf, pins: &PinDirectory, place: fn(&Path) -> Path
     pin_text(ebpf, &place(&pins.map(TEXT_FILE)))
 }
 
-/// Pins what prints the members as a table, if it is loaded.
+/// Pins what prints the members as a table.
 fn pin_text(ebpf: &mut Ebpf, path: &Path) -> Result<(), OpenError> {
-    let text: &Iter = load::get(ebpf, program::TEXT)?;
-    let Ok(text) = text.fd().and_then(|program| Ok(program.try_clone()?)) else {
-        return Ok(());
-    };
-    let Some(Map::HashMap(processes)) = ebpf.map(map::PROCESSES) else {
-        return Err(LoadError::NoMap(map::PROCESSES).into());
-    };
-    let link = sys::iterator_over(processes.fd(), text).map_err(failed("attach the iterator over the members"))?;
-    sys::pin(link, path).map_err(failed("pin the iterator over the members"))?;
+    let text: &mut Iter = load::get(ebpf, program::TEXT)?;
+    let link = text
+        .attach()
+        .and_then(|id| text.take_link(id))
+        .map_err(|source| load::failed("attach", program::TEXT, source))?;
+    let link = FdLink::try_from(link).map_err(failed("pin a link"))?;
+    let _pinned: PinnedLink = link.pin(path).map_err(failed("pin a link"))?;
     Ok(())
 }
 

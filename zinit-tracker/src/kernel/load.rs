@@ -183,19 +183,11 @@ fn load_all(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf,
         let command: &mut RawTracePoint = get(&mut ebpf, name)?;
         command.load().map_err(|source| failed("load", name, source))?;
     }
-    for name in [program::TASKS, program::ADOPT] {
+    for name in [program::TASKS, program::ADOPT, program::TEXT] {
         let iterator: &mut Iter = get(&mut ebpf, name)?;
         iterator
             .load("task", &btf)
             .map_err(|source| failed("load", name, source))?;
-    }
-    // Nothing depends on the table that it prints.
-    let text: &mut Iter = get(&mut ebpf, program::TEXT)?;
-    if let Err(error) = text.load("bpf_map_elem", &btf) {
-        tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the members will not be shown as a table beside the maps"
-        );
     }
     Ok((ebpf, max_processes))
 }

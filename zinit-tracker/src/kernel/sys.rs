@@ -1,17 +1,12 @@
 //! The bpf(2) calls that aya 0.14 lacks.
 
 use std::{
-    ffi::CString,
     io, mem,
-    os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
-    path::Path,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
 };
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
 
 fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     // SAFETY: the attribute outlives the call, has the size that is passed, and what it points to is kept alive by the
@@ -93,31 +88,4 @@ pub(crate) fn program_info(program: impl AsFd) -> io::Result<bpf_prog_info> {
     attr.info.info = (&raw mut info) as u64;
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
-}
-
-/// A link of an iterator over the entries of a map.
-///
-/// `BPF_LINK_CREATE` with `bpf_iter_link_info`, kernel 5.9.
-pub(crate) fn iterator_over(map: impl AsFd, program: impl AsFd) -> io::Result<OwnedFd> {
-    // `union bpf_iter_link_info`, as far as it concerns maps.
-    let info: u32 = fd(map.as_fd());
-    let mut attr = zeroed_attr();
-    attr.link_create.__bindgen_anon_1.prog_fd = fd(program.as_fd());
-    attr.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
-    attr.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info = (&raw const info) as u64;
-    attr.link_create.__bindgen_anon_3.__bindgen_anon_1.iter_info_len = size_of_val(&info) as u32;
-    let link = i32::try_from(bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr)?).map_err(io::Error::other)?;
-    // SAFETY: a new descriptor, which is nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(link) })
-}
-
-/// Gives a link a name in a bpf file system.
-///
-/// `BPF_OBJ_PIN`; of links kernel 5.7.
-pub(crate) fn pin(link: impl AsFd, path: &Path) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = zeroed_attr();
-    attr.__bindgen_anon_4.bpf_fd = fd(link.as_fd());
-    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use self::family::Kin;
 use super::{
     policy::{StopPolicy, Target},
+    proof::Evidence,
     report::{GateUse, SentSignal, StopReport, StoppedProcess},
     survivor::Refusal,
     urgency::urgently,
@@ -33,6 +34,9 @@ const GRACE_RECHECK: Duration = Duration::from_millis(50);
 /// How seldom they are listed if none was born: it costs as much as there are processes and services, for each service that
 /// is being stopped.
 const GRACE_RELIST: Duration = Duration::from_secs(2);
+/// For how long what was found to speak against the books as a whole is taken to be all that does while nobody relies on it: to look
+/// takes dozens of system calls, and what proves the stop is always looked at anew.
+const EVIDENCE_LASTS: Duration = GRACE_RECHECK;
 /// How long a round of kills may take before the next one.
 const KILL_RECHECK: Duration = Duration::from_millis(20);
 
@@ -99,6 +103,7 @@ pub async fn stop(tracker: &Tracker, service: &Service, policy: &StopPolicy) -> 
     loop {
         stop.kill(deadline).await?;
         stop.verify(deadline).await?;
+        stop.evidence = None;
         if stop.is_done()? || Instant::now() >= deadline {
             return stop.finish().await;
         }
@@ -143,6 +148,8 @@ struct Stop<'a> {
     accounted: HashSet<ProcessKey>,
     /// Whether something spoke against the books when that was last asked.
     doubted: bool,
+    /// What is known of the books as a whole, and since when.
+    evidence: Option<(Instant, Evidence)>,
     /// Whether verification ended with a process dying that may have been a member.
     unexplained: bool,
     /// The caller and its ancestors, in case one of them becomes a member.
@@ -180,6 +187,7 @@ impl<'a> Stop<'a> {
             exits_read: None,
             accounted: HashSet::new(),
             doubted: false,
+            evidence: None,
             unexplained: false,
             sweeper: Sweeper::new(own.clone()),
             own,
@@ -216,7 +224,7 @@ impl<'a> Stop<'a> {
     /// were any.
     fn sweep(&mut self) -> Result<bool, StopError> {
         // Books of level procfs are nothing but a sweep, and have just been looked at.
-        self.doubted = self.tracker.tracking() != Tracking::Procfs && !self.book_doubts()?.is_empty();
+        self.doubted = self.tracker.tracking() != Tracking::Procfs && self.is_doubted()?;
         if !self.doubted {
             return Ok(false);
         }
@@ -233,6 +241,17 @@ impl<'a> Stop<'a> {
         let any = !found.is_empty();
         self.strays = found.into_iter().filter(|stray| !stray.taken).collect();
         Ok(any)
+    }
+
+    /// Whether anything speaks against the books, as far as is known.
+    fn is_doubted(&mut self) -> Result<bool, StopError> {
+        let evidence = match self.evidence.take() {
+            Some((since, evidence)) if since.elapsed() < EVIDENCE_LASTS => (since, evidence),
+            _ => (Instant::now(), Evidence::gather(self.tracker)?),
+        };
+        let doubted = !self.doubts_by(&evidence.1).is_empty();
+        self.evidence = Some(evidence);
+        Ok(doubted)
     }
 
     /// Puts the family into the state that the stop has reached; another client's stop may be further.

@@ -165,6 +165,9 @@ impl Sweeper {
 
     /// Living processes that show an uncertain sign.
     pub(crate) fn suspects(self, tracker: &Tracker) -> Result<Vec<Suspect>, TrackerError> {
+        if self.suspects.is_empty() {
+            return Ok(Vec::new());
+        }
         let alive: HashSet<_> = tracker
             .books
             .tasks()?

@@ -18,7 +18,11 @@ impl Stop<'_> {
         let complete = self.observe_exits()?;
         self.bury_dead()?;
         let empty = self.is_empty()?;
-        let survivors = self.survivors()?;
+        // Who is left is in the books, is watched, or was found outside of the books.
+        let survivors = match empty && self.watch.is_empty() && self.strays.is_empty() {
+            true => Vec::new(),
+            false => self.survivors()?,
+        };
         let doubts = self.doubts(complete)?;
         let Some(kin) = self.family.first() else {
             return Err(TrackerError::NotRegistered(self.service.name().to_owned()).into());
@@ -56,9 +60,8 @@ impl Stop<'_> {
         Ok(report)
     }
 
-    /// What speaks against the books, for any service of the family.
-    pub(super) fn book_doubts(&self) -> Result<Vec<Doubt>, StopError> {
-        let evidence = Evidence::gather(self.tracker)?;
+    /// What speaks against the books by this evidence, for any service of the family.
+    pub(super) fn doubts_by(&self, evidence: &Evidence) -> Vec<Doubt> {
         let mut doubted = Vec::new();
         for kin in &self.family {
             for doubt in evidence.against(self.tracker, &kin.info) {
@@ -67,11 +70,11 @@ impl Stop<'_> {
                 }
             }
         }
-        Ok(doubted)
+        doubted
     }
 
     pub(super) fn doubts(&self, complete: bool) -> Result<Vec<Doubt>, StopError> {
-        let mut doubted = self.book_doubts()?;
+        let mut doubted = self.doubts_by(&Evidence::gather(self.tracker)?);
         for kin in &self.family {
             let of_level = self.tracker.sight(kin.info.id)?.and_then(doubt_of_level);
             doubted.extend(of_level.filter(|doubt| !doubted.contains(doubt)));
