@@ -29,11 +29,13 @@ fn graph() -> BTreeMap<String, Vec<String>> {
     names.into_iter().zip(dependencies).collect()
 }
 
-/// Writes its times of start and end; its test waits for the first.
+/// Writes its times of start and end; its test waits for the first. It rests without a child: one that the signal meets before it has
+/// executed its program forgets it, as bash does, and rests on.
 fn definition(dir: &Path, name: &str, after: &[String]) -> Definition {
     let (up, down) = (dir.join(format!("{name}.up")), dir.join(format!("{name}.down")));
     let script = format!(
-        "trap 'echo $EPOCHREALTIME >{down}; exit 0' TERM; echo $EPOCHREALTIME >{up}.new; mv {up}.new {up}; sleep 1000 & wait",
+        "trap 'echo $EPOCHREALTIME >{down}; exit 0' TERM; mkfifo {up}.rest; echo $EPOCHREALTIME >{up}.new; mv {up}.new {up}; \
+         read end <>{up}.rest",
         up = up.display(),
         down = down.display()
     );

@@ -5,7 +5,7 @@ use crate::{
     workspace::{call, cargo, target},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use std::{env, fs, process};
+use std::{env, fs, num::NonZero, process, thread};
 
 /// Run every test, in the running kernel, and verify that nothing of ours is left behind
 #[derive(clap::Args, Default)]
@@ -13,6 +13,14 @@ pub(crate) struct Options {
     /// Passed on to `cargo test`: a filter, or options; behind a second `--`, those of the test binaries
     #[arg(last = true)]
     arguments: Vec<String>,
+}
+
+/// How many tests of a binary run at a time.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+fn threads() -> String {
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    (2 * processors).to_string()
 }
 
 /// Runs the tests, then looks for leftovers, also when tests have failed.
@@ -43,6 +51,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     tests
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(&options.arguments)
+        // They wait for others more than they compute.
+        .envs(env::var_os(THREADS).is_none().then(|| (THREADS, threads())))
         // Inherited by what the tests start, so that a process is found even if its test forgot to mark it.
         .env(MARKER, process::id().to_string());
     let tested = call(&mut tests);

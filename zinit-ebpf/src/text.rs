@@ -55,7 +55,7 @@ fn zinit_text(ctx: *mut c_void) -> i32 {
     };
     let instance: [u64; INSTANCE_LEN / 8 + 1] = terminated(books.instance.as_ptr());
     let name: [u64; NAME_LEN / 8 + 1] = terminated(books.name.as_ptr());
-    let comm = printable(entry.comm.as_ptr());
+    let comm = printable(task.comm());
     let signal = task.signal();
     // SAFETY: a helper without arguments.
     let age = unsafe { bpf_ktime_get_boot_ns() }.saturating_sub(key.start_boottime_ns) / NS_PER_S;
@@ -114,13 +114,13 @@ fn terminated<const WORDS: usize>(text: *const u8) -> [u64; WORDS] {
 ///
 /// Eight bytes at a time and without branches, of which the verifier would follow every combination.
 #[inline(always)]
-fn printable(comm: *const u8) -> [u64; COMM_LEN / 8 + 1] {
+fn printable(comm: [u8; COMM_LEN]) -> [u64; COMM_LEN / 8 + 1] {
     const fn each(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
     }
-    let mut copy: [u64; COMM_LEN / 8 + 1] = terminated(comm);
-    for word in &mut copy {
-        let text = *word;
+    let mut copy = [0; COMM_LEN / 8 + 1];
+    for (word, bytes) in copy.iter_mut().zip(comm.as_chunks::<8>().0) {
+        let text = u64::from_ne_bytes(*bytes);
         let low = text & each(0x7f);
         // The highest bit of each byte says what is asked; sums stay within their bytes.
         let from_space = low + each(0x80 - b' ');

@@ -14,7 +14,7 @@ struct Plan {
     arguments: &'static [&'static str],
 }
 
-const PLANS: [Plan; 11] = [
+const PLANS: [Plan; 13] = [
     Plan {
         group: "escapes",
         boots: &["5.10", "7.x"],
@@ -73,6 +73,16 @@ const PLANS: [Plan; 11] = [
     Plan {
         group: "replacing",
         boots: &["5.10", "7.x preempt=full"],
+        arguments: &[],
+    },
+    Plan {
+        group: "filter",
+        boots: &["5.10", "7.x preempt=full"],
+        arguments: &[],
+    },
+    Plan {
+        group: "table",
+        boots: &["5.10", "7.x"],
         arguments: &[],
     },
     Plan {
@@ -135,7 +145,7 @@ pub(crate) const LEFT_OUT: &[&str] = &[
 
 /// The groups that show each promise, by the number that `doctor` gives it.
 pub(crate) const PROMISES: [(u32, &[&str]); 8] = [
-    (1, &["escapes", "trees", "storms"]),
+    (1, &["escapes", "filter", "trees", "storms"]),
     (2, &["reuse", "stopping", "fallback_reuse"]),
     (3, &["escapes", "stopping", "survivors"]),
     (4, &["unproven", "losses"]),
