@@ -62,7 +62,7 @@ impl Systemd {
         fs::create_dir(path.join("units"))?;
         let signal = if kill { "KillSignal=SIGKILL\n" } else { "" };
         let service = format!(
-            "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/mnt/bench/subject {arguments}\n\
+            "[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0\n[Service]\nExecStart=/mnt/bench/subject {arguments}\n\
              Environment={}=/mnt/bench/fifo {}={}\nStandardOutput=null\n{signal}",
             Fifo::ENV,
             zinit_tests::Marker::ENV,

@@ -4,6 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use zinit_tracker::records::TEXT_FILE;
 
 use crate::{
     figure::{Row, Series, Target, Unit},
@@ -69,7 +70,8 @@ fn books(pins: &Path) -> Result<Option<f64>> {
     for layout in fs::read_dir(pins)? {
         for pin in fs::read_dir(layout?.path())? {
             let path = pin?.path();
-            if path.is_dir() {
+            // The table of members is no map, but prints one.
+            if path.is_dir() || path.ends_with(TEXT_FILE) {
                 continue;
             }
             let output = Command::new(&bpftool)
