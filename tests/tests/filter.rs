@@ -160,3 +160,23 @@ async fn a_build_in_between_that_did_not_keep_them_leaves_every_tgid_in_doubt() 
     sandbox.stop(&mut played, &StopPolicy::default()).await;
     sandbox.close();
 }
+
+#[tokio::test]
+async fn programs_of_a_build_that_died_while_it_replaced_others_leave_every_tgid_in_doubt() {
+    for name in ["zinit_fork", "zinit_adopt"] {
+        let sandbox = Sandbox::with(|config| config.sources = [1; 32]);
+        let other = Sandbox::new();
+        let mut played = sandbox.play("double-fork", [""; 0]);
+        // One that keeps other counters than these is one that does not keep these.
+        let path = |sandbox: &Sandbox| sandbox.pins().join("v2/programs").join(name);
+        fs::remove_file(path(&sandbox)).unwrap();
+        fs::rename(path(&other), path(&sandbox)).unwrap();
+        drop(sandbox.second_client());
+        assert_unknown(&counters(&sandbox));
+        let report = stop(&sandbox.tracker, &played.service, &StopPolicy::default())
+            .await
+            .unwrap();
+        assert_eq!(survivors(&played.marker), [], "{report:#?}");
+        played.child.wait().await.unwrap();
+    }
+}

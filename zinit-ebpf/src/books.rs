@@ -108,33 +108,23 @@ fn note_in_filter(tgid: u32, delta: i64) {
     }
 }
 
-/// The entry that a tgid has, whosever it is.
-///
-/// # Safety
-///
-/// The reference is read before any map operation.
-#[inline(always)]
-pub unsafe fn entry<'a>(tgid: u32) -> Option<&'a Process> {
-    if !may_be_member(tgid) {
-        return None;
-    }
-    // SAFETY: the caller's promise.
-    unsafe { PROCESSES.get(tgid) }
-}
-
 /// Copies out the entry of exactly this process; an entry of an earlier process with its tgid does not count.
 #[inline(always)]
 pub fn member(key: Key) -> Option<Process> {
+    // Without the filter: those who ask know that there may be an entry, or were opened while other hooks are attached.
     // SAFETY: the reference is copied from before any map operation.
-    let entry = unsafe { entry(key.tgid) }?;
+    let entry = unsafe { PROCESSES.get(key.tgid) }?;
     (entry.start_boottime_ns == key.start_boottime_ns).then_some(*entry)
 }
 
 /// The service of exactly this process, without copying its entry.
 #[inline(always)]
 pub fn service_of(key: Key) -> Option<u32> {
+    if !may_be_member(key.tgid) {
+        return None;
+    }
     // SAFETY: read before any map operation.
-    let entry = unsafe { entry(key.tgid) }?;
+    let entry = unsafe { PROCESSES.get(key.tgid) }?;
     (entry.start_boottime_ns == key.start_boottime_ns).then_some(entry.service)
 }
 

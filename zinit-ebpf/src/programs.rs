@@ -174,7 +174,8 @@ fn zinit_deny(ctx: LsmContext) -> i32 {
 #[inline(always)]
 fn is_being_killed(tgid: u32) -> bool {
     // SAFETY: read before any map operation.
-    let Some((service, start)) = (unsafe { books::entry(tgid) }).map(|entry| (entry.service, entry.start_boottime_ns))
+    let Some((service, start)) =
+        (unsafe { books::PROCESSES.get(tgid) }).map(|entry| (entry.service, entry.start_boottime_ns))
     else {
         return false;
     };
@@ -367,7 +368,7 @@ fn requested(key: Key) -> Option<u32> {
 #[inline(always)]
 fn adopting(parent: Key) -> Option<u32> {
     // SAFETY: read before any map operation.
-    let entry = unsafe { books::entry(parent.tgid) }?;
+    let entry = unsafe { books::PROCESSES.get(parent.tgid) }?;
     let (service, start, joined) = (entry.service, entry.start_boottime_ns, entry.joined_boottime_ns);
     if start != parent.start_boottime_ns {
         return None;

@@ -172,6 +172,7 @@ impl Kernel {
             tracing::debug!("the pinned programs are of another build with the same layout");
         }
         Hooks::settle(&pins)?;
+        filter::settle(&pins)?;
         let kernel = Self::join(pins, exclusive, layout, None)?;
         match kernel.mend_hooks(exclusive) {
             Ok(mended) if mended.is_empty() => {}

@@ -1,14 +1,19 @@
 //! Who keeps the counters that spare bystanders a lookup in the books: see [`Filter`].
 
+use std::borrow::BorrowMut;
+
 use aya::{
     Ebpf,
-    maps::{Array, MapData},
+    maps::{Array, Map, MapData},
+    programs::ProgramInfo,
 };
-use zinit_ebpf::{FILTER_ELEMENTS, FILTER_UNKNOWN, Filter, map};
+use zinit_ebpf::{FILTER_ELEMENTS, FILTER_UNKNOWN, Filter, map, program};
 
 use super::{
     books::{BooksError, OpenError, failed},
+    hooks::HOOKS,
     load::LoadError,
+    pins::PinDirectory,
 };
 
 /// What a build was built from.
@@ -34,10 +39,49 @@ pub(super) fn take_over(ebpf: &mut Ebpf, attached: Sources) -> Result<(), OpenEr
     if kept_by(&counters)? == attached {
         return Ok(());
     }
+    Ok(doubt(&mut counters)?)
+}
+
+/// The same where a program that changes the books is pinned that does not keep the counters: its build died while it replaced others.
+/// Without it the counters would be taken for kept, as the layout names the build that was to be replaced.
+pub(super) fn settle(pins: &PinDirectory) -> Result<(), OpenError> {
+    let path = pins.map(map::FILTER);
+    if !path.exists() {
+        return Ok(());
+    }
+    let data = MapData::from_pin(&path).map_err(failed("open the filter"))?;
+    let id = data.info().map_err(failed("inspect the filter"))?.id();
+    let changing = HOOKS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([program::ADOPT, program::RELEASE]);
+    for name in changing {
+        let place = pins.program(name);
+        // The kernel may have been too old for it.
+        if !place.exists() {
+            continue;
+        }
+        let info = ProgramInfo::from_pin(&place).map_err(failed("inspect a program"))?;
+        let maps = info.map_ids().map_err(failed("inspect a program"))?;
+        // No answer before 4.15.
+        if maps.is_some_and(|maps| !maps.contains(&id)) {
+            let mut counters = Array::try_from(Map::Array(data)).map_err(failed("open the filter"))?;
+            return Ok(doubt(&mut counters)?);
+        }
+    }
+    Ok(())
+}
+
+fn doubt(counters: &mut Array<impl BorrowMut<MapData>, Filter>) -> Result<(), BooksError> {
     let unknown = Filter {
         members: [FILTER_UNKNOWN; 16],
     };
-    for element in 0..FILTER_ELEMENTS {
+    let first = counters.get(&0, 0).map_err(failed("read the filter"))?;
+    if first.members[0] >= FILTER_UNKNOWN / 2 {
+        return Ok(());
+    }
+    // The first one last: it says that all are.
+    for element in (0..FILTER_ELEMENTS).rev() {
         // A member that is counted at this moment need not be.
         counters
             .set(element, unknown, 0)

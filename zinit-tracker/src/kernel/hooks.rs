@@ -179,9 +179,12 @@ pub(super) fn pin(ebpf: &mut Ebpf, pins: &PinDirectory, place: fn(&Path) -> Path
     pin_text(ebpf, &place(&pins.map(TEXT_FILE)))
 }
 
-/// Pins what prints the members as a table.
+/// Pins what prints the members as a table, if it is loaded.
 fn pin_text(ebpf: &mut Ebpf, path: &Path) -> Result<(), OpenError> {
     let text: &mut Iter = load::get(ebpf, program::TEXT)?;
+    if text.fd().is_err() {
+        return Ok(());
+    }
     let link = text
         .attach()
         .and_then(|id| text.take_link(id))

@@ -183,11 +183,16 @@ fn load_all(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf,
         let command: &mut RawTracePoint = get(&mut ebpf, name)?;
         command.load().map_err(|source| failed("load", name, source))?;
     }
-    for name in [program::TASKS, program::ADOPT, program::TEXT] {
+    for name in [program::TASKS, program::ADOPT] {
         let iterator: &mut Iter = get(&mut ebpf, name)?;
         iterator
             .load("task", &btf)
             .map_err(|source| failed("load", name, source))?;
+    }
+    // Nothing depends on the table that it prints (early 5.10 refuses what it prints texts with).
+    let text: &mut Iter = get(&mut ebpf, program::TEXT)?;
+    if let Err(error) = text.load("task", &btf) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "no table of members");
     }
     Ok((ebpf, max_processes))
 }

@@ -9,7 +9,7 @@ use crate::{
         report::StopReport,
         survivor::{Refusal, Survivor},
     },
-    tracker::{ServiceState, TrackerError},
+    tracker::{ServiceState, TrackerError, Tracking},
 };
 
 impl Stop<'_> {
@@ -18,8 +18,9 @@ impl Stop<'_> {
         let complete = self.observe_exits()?;
         self.bury_dead()?;
         let empty = self.is_empty()?;
-        // Who is left is in the books, is watched, or was found outside of the books.
-        let survivors = match empty && self.watch.is_empty() && self.strays.is_empty() {
+        // Who is left is counted, is watched, or was found outside of the books. Only the kernel's count is as good as a list.
+        let exact = self.tracker.tracking() != Tracking::Procfs;
+        let survivors = match exact && empty && self.watch.is_empty() && self.strays.is_empty() {
             true => Vec::new(),
             false => self.survivors()?,
         };
