@@ -394,12 +394,12 @@ fn a_chain_forks_itself_again_and_again_and_is_not_missed() -> Result<()> {
     let started = Instant::now();
     let lasts = |seconds| started.elapsed() < Duration::from_secs(seconds);
     // A busy machine may need seconds to look through its processes a few times.
-    while lasts(2) || (seen.len() < 3 && lasts(6)) {
+    while lasts(2) || (seen.len() <= 3 && lasts(6)) {
         let found = service.survivors();
         assert!(!found.is_empty(), "missed after {} were seen", seen.len());
         seen.extend(found.iter().map(|survivor| survivor.pid));
     }
-    assert!(seen.len() > 1, "the chain stands still at {seen:?}");
+    assert!(seen.len() > 3, "the chain stands still at {seen:?}");
     service.end()
 }
 

@@ -164,7 +164,7 @@ fn price(trial: &Trial) -> String {
     match trial.gate {
         None => "nothing runs in the kernel".to_owned(),
         Some((kind, took)) => format!(
-            "a failed lookup per fork; the gate at {kind}, only while a stop needs it, closes in {}",
+            "a look at a counter per fork; the gate at {kind}, only while a stop needs it, closes in {}",
             output::human(took)
         ),
     }

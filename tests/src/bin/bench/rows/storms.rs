@@ -30,8 +30,8 @@ use crate::{
 const SECONDS: &str = "40";
 
 const NOTE: &str = "From the order to kill until the last process is gone. That to systemd goes by a whole `systemctl stop` (compare \
-                    `command`), of a unit with `KillSignal=SIGKILL`, in a container without the kernel's cgroup v2. The kernel refuses a \
-                    pid namespace that is being killed new processes, which no other one does.";
+                    `command`), of a unit with `KillSignal=SIGKILL`. The kernel refuses a pid namespace that is being killed new \
+                    processes, which no other one does.";
 
 pub(crate) fn measure(load: &Load) -> Result<Vec<Row>> {
     let sizes = load.pick([50, 200], [500, 2000]);
