@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     SupervisorError,
+    answered::answered,
     state::{State, Target},
 };
 use crate::{
@@ -150,7 +151,8 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| over())?;
         // It closes its requests before it ends those who answer.
-        answer.await.map_err(|_| match self.requests.is_closed() {
+        let answer = answered(answer, &self.requests).await;
+        answer.ok_or_else(|| match self.requests.is_closed() {
             true => over(),
             false => SupervisorError::Failed {
                 service: service.map(str::to_owned),

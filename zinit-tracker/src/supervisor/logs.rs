@@ -29,6 +29,8 @@ use tokio::{
     sync::{broadcast, mpsc, oneshot},
 };
 
+use super::answered::answered;
+
 /// Lines that are kept unless told otherwise.
 pub const DEFAULT_LINES: usize = 2000;
 
@@ -219,7 +221,9 @@ impl LogRing {
             let (done, settled) = oneshot::channel();
             let (resume, resumed) = oneshot::channel();
             // Either fails only if the pipe has ended, and then everything is in the ring.
-            if requests.send(Request::Pause { done, resumed }).await.is_ok() && settled.await.is_ok() {
+            if requests.send(Request::Pause { done, resumed }).await.is_ok()
+                && answered(settled, &requests).await.is_some()
+            {
                 paused.pipes.push(pipe);
                 paused._resumed.push(resume);
             }
@@ -525,7 +529,7 @@ impl Capture {
         let (done, settled) = oneshot::channel();
         // Either fails only if the pipe has ended, and then everything is in the ring.
         if self.requests.send(Request::Settle(done)).await.is_ok() {
-            drop(settled.await);
+            answered(settled, &self.requests).await;
         }
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! Deliberately not here: sockets and the wire format, and whatever else a client sees.
 
+mod answered;
 mod children;
 mod command;
 pub mod config;
