@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use nix::sys::signal::Signal;
+use tokio::task::JoinSet;
 use zinit_tests::{
     Cleanup, Marker, TestCgroup, is_listened_on, members, port_is_free, sandbox::DEADLINE, supervised::Supervised,
     survivors,
@@ -532,6 +533,8 @@ async fn kill_signals_the_main_process_only() {
     );
     supervised.monitor("web", sh(&script)).await;
     until_file(&log, |text| text.contains("up")).await;
+    // Its child may be there before it is known to be.
+    supervised.until_state("web", State::Running).await;
     supervised.handle.kill("web", Signal::SIGUSR1).await.unwrap();
     let text = until_file(&log, |text| text.contains("main")).await;
     assert!(!text.contains("child"), "{text}");
@@ -997,4 +1000,29 @@ async fn what_an_earlier_supervisor_left_is_stopped_before_the_start() {
         .collect();
     assert_eq!(pids, [status.pid]);
     supervised.close().await;
+}
+
+/// Its last lines and the end of its output come together, in whichever order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_thousand_stops_are_all_answered() {
+    const SERVICES: usize = 8;
+    const STOPS: usize = 125;
+    let supervised = Arc::new(Supervised::new().await);
+    let mut running = JoinSet::new();
+    for index in 0..SERVICES {
+        let supervised = Arc::clone(&supervised);
+        running.spawn(async move {
+            let name = format!("web{index}");
+            supervised.monitor(&name, sh("echo up; exec sleep 120")).await;
+            for _ in 0..STOPS {
+                supervised.until_state(&name, State::Running).await;
+                supervised.stop(&name).await;
+                supervised.handle.start(&name).await.unwrap();
+            }
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
+    Arc::into_inner(supervised).unwrap().close().await;
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, mpsc, oneshot, watch},
     task::{Id, JoinError, JoinSet},
 };
 
@@ -47,7 +47,11 @@ enum Event {
 struct Entry {
     mailbox: mpsc::UnboundedSender<Message>,
     definition: Arc<Definition>,
+    /// What the service said last, of what was heard.
     last: Announcement,
+    /// What it says now: whoever was answered by the service must not be told what was before, and while others speak, what is said
+    /// is heard late.
+    says: watch::Receiver<Announcement>,
     told: Dependencies,
 }
 
@@ -130,7 +134,7 @@ impl Registry {
         }
         let end = loop {
             tokio::select! {
-                // A client that was answered by a service finds here what that has announced before.
+                // Requests are about what the services have said.
                 biased;
                 Some(news) = self.news.recv() => self.news(news),
                 Some(event) = self.events.recv() => if let Some(end) = self.event(event) {
@@ -192,7 +196,7 @@ impl Registry {
     fn list(&self) -> BTreeMap<String, State> {
         let states = self.entries.iter();
         states
-            .map(|(name, entry)| (name.clone(), entry.last.state.clone()))
+            .map(|(name, entry)| (name.clone(), entry.says.borrow().state.clone()))
             .collect()
     }
 
@@ -203,14 +207,15 @@ impl Registry {
         let state_of = |name: &String| {
             self.entries
                 .get(name)
-                .map_or(State::Unknown, |entry| entry.last.state.clone())
+                .map_or(State::Unknown, |entry| entry.says.borrow().state.clone())
         };
+        let said = entry.says.borrow().clone();
         let after = &entry.definition.after;
         Ok(Status {
             name,
-            pid: entry.last.pid,
-            state: entry.last.state.clone(),
-            target: entry.last.target,
+            pid: said.pid,
+            state: said.state,
+            target: said.target,
             after: after.iter().map(|name| (name.clone(), state_of(name))).collect(),
             tracking: self.context.tracker.tracking(),
             fallback_reason: self.context.tracker.fallback_reason().map(str::to_owned),
@@ -355,11 +360,12 @@ impl Registry {
         beginning: Beginning,
     ) -> mpsc::UnboundedSender<Message> {
         let definition = Arc::new(definition);
-        let mailbox = self.employ(&name, &definition, beginning);
+        let (mailbox, says) = self.employ(&name, &definition, beginning);
         let entry = Entry {
             mailbox: mailbox.clone(),
             definition,
             last: UNKNOWN,
+            says,
             told: Dependencies::Unmet,
         };
         self.entries.insert(name, entry);
@@ -371,19 +377,20 @@ impl Registry {
         name: &str,
         definition: &Arc<Definition>,
         beginning: Beginning,
-    ) -> mpsc::UnboundedSender<Message> {
+    ) -> (mpsc::UnboundedSender<Message>, watch::Receiver<Announcement>) {
         let (mailbox, messages) = mpsc::unbounded_channel();
+        let (announced, says) = watch::channel(UNKNOWN);
         let task = Task::new(
             name.to_owned(),
             Arc::clone(&self.context),
             Arc::clone(definition),
             beginning,
             messages,
-            self.news_sender.clone(),
+            (announced, self.news_sender.clone()),
         );
         let task = self.tasks.spawn(task.run());
         self.names.insert(task.id(), name.to_owned());
-        mailbox
+        (mailbox, says)
     }
 
     /// A task ends with its mailbox; one that ends before has panicked, and another goes on from what the books say.
@@ -401,7 +408,7 @@ impl Registry {
         tracing::error!(service = name, %error, "the task of the service has failed: a new one takes over");
         let wanted = entry.last.target == Target::Up && self.closing.is_none();
         let definition = Arc::clone(&entry.definition);
-        let mailbox = self.employ(&name, &definition, Beginning::Occupied);
+        let (mailbox, says) = self.employ(&name, &definition, Beginning::Occupied);
         if self.closing.is_some() {
             post(&mailbox, Message::Close);
         }
@@ -411,6 +418,7 @@ impl Registry {
         }
         if let Some(entry) = self.entries.get_mut(&name) {
             entry.mailbox = mailbox;
+            entry.says = says;
             entry.told = Dependencies::Unmet;
         }
         self.news(News::Changed(name.clone(), UNKNOWN));

@@ -9,7 +9,7 @@ use std::{
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{JoinError, JoinHandle},
     time::{Instant, sleep_until, timeout},
 };
@@ -95,7 +95,7 @@ pub(super) struct Task {
     machine: Machine,
     mailbox: mpsc::UnboundedReceiver<Message>,
     news: mpsc::UnboundedSender<News>,
-    announced: Announcement,
+    announced: watch::Sender<Announcement>,
     /// As it is in the books, once it was entered there.
     service: Option<Service>,
     main: Option<MainProcess>,
@@ -236,7 +236,7 @@ impl Task {
         definition: Arc<Definition>,
         beginning: Beginning,
         mailbox: mpsc::UnboundedReceiver<Message>,
-        news: mpsc::UnboundedSender<News>,
+        (announced, news): (watch::Sender<Announcement>, mpsc::UnboundedSender<News>),
     ) -> Self {
         let (machine, resumed) = match beginning {
             Beginning::Empty => (Machine::new(&definition, false), None),
@@ -259,7 +259,7 @@ impl Task {
             next_definition: None,
             mailbox,
             news,
-            announced: UNKNOWN,
+            announced,
             service: None,
             main: None,
             execution: None,
@@ -444,11 +444,11 @@ impl Task {
             target: self.machine.target(),
             pid: self.main.as_ref().and_then(MainProcess::pid).unwrap_or(0),
         };
-        if announcement == self.announced {
+        if announcement == *self.announced.borrow() {
             return;
         }
         tracing::info!(service = self.name, state = %announcement.state, target = %announcement.target, pid = announcement.pid);
-        self.announced = announcement.clone();
+        self.announced.send_replace(announcement.clone());
         self.tell(News::Changed(self.name.clone(), announcement));
     }
 
