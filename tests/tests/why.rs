@@ -4,8 +4,10 @@
 
 use serde_json::Value;
 use zinit_tests::{
+    Cleanup, Marker, actor,
     daemon::{Daemon, wait_for},
     members,
+    sandbox::Sandbox,
 };
 
 /// A child that exits with 7 and leaves a grandchild in a session of its own; the main process stays.
@@ -108,6 +110,59 @@ fn why_says_in_one_line_that_a_process_is_nobodys() {
     daemon.shutdown();
 }
 
+#[tokio::test]
+async fn why_says_that_it_has_no_record_of_an_ancestor_whose_record_has_made_room() {
+    /// The kernel keeps the newest 16,384.
+    const DEATHS: usize = 17_000;
+    let sandbox = Sandbox::new();
+    let mut played = sandbox.play("double-fork", [""; 0]);
+    let main = played.child.id().unwrap();
+    let orphan = members(&played.marker)
+        .iter()
+        .map(|member| member.pid.cast_unsigned())
+        .find(|pid| *pid != main)
+        .unwrap()
+        .to_string();
+    let why = |arguments: &[&str]| {
+        let arguments: Vec<_> = ["why", &orphan].iter().chain(arguments).copied().collect();
+        let output = sandbox.tool(&arguments).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let line = |why: &Value| {
+        let line = why["line"].as_array().unwrap().iter();
+        line.map(|link| (link["pid"].to_string(), link["alive"] == true))
+            .collect::<Vec<_>>()
+    };
+    wait_for("the one between them has ended", || {
+        let why: Value = serde_json::from_str(&why(&["--json"])).unwrap();
+        line(&why).iter().any(|(_, alive)| !alive)
+    });
+    let before: Value = serde_json::from_str(&why(&["--json"])).unwrap();
+    let [(first, true), (between, false), (last, true)] = &line(&before)[..] else {
+        panic!("{before:#}");
+    };
+    assert_eq!((first, last), (&orphan, &main.to_string()));
+
+    let marker = Marker::new();
+    let _cleanup = Cleanup::new(&marker);
+    let other = sandbox.tracker.register("other").unwrap();
+    let mut command = actor("fork-loops", ["1".to_owned(), DEATHS.to_string()], &marker).into();
+    let mut child = sandbox.tracker.spawn(&other, &mut command).unwrap();
+    assert!(child.wait().await.unwrap().success());
+    sandbox.tracker.wait_empty(&other).await.unwrap();
+
+    let after: Value = serde_json::from_str(&why(&["--json"])).unwrap();
+    assert_eq!(line(&after), [(orphan.clone(), true)]);
+    assert_eq!(after["creator"]["tgid"].to_string(), *between, "{after:#}");
+    assert_eq!(after["creator"]["alive"], Value::Null, "{after:#}");
+    let said = why(&[]);
+    assert!(said.ends_with("dead, and no record of it\n"), "{said}");
+    println!("{said}");
+    sandbox.stop(&mut played, &zinit_tracker::StopPolicy::default()).await;
+    sandbox.close();
+}
+
 #[test]
 fn why_without_a_tracker_says_so() {
     let daemon = Daemon::prepare(&[]);
@@ -205,7 +260,7 @@ fn escapes_of_a_run_in_its_callers_session_names_only_who_has_left() {
             "-c",
             script,
         ])
-        .env(zinit_tests::Marker::ENV, daemon.marker.as_str())
+        .env(Marker::ENV, daemon.marker.as_str())
         .spawn()
         .unwrap();
     wait_for("all are there", || {
