@@ -64,7 +64,7 @@ pub(crate) struct Calls<'a> {
 pub(crate) struct Binaries {
     /// Test binaries by the name of their group.
     groups: Vec<(String, PathBuf)>,
-    /// `actor` and `zinit-tracker`.
+    /// `actor`, `zinit-tracker` and `zinit`.
     others: Vec<(String, PathBuf)>,
 }
 
@@ -102,6 +102,8 @@ pub(crate) fn build(directory: &Path) -> Result<Binaries> {
         "actor",
         "--bin",
         "zinit-tracker",
+        "--bin",
+        "zinit",
     ]
     .map(str::to_owned)
     .to_vec();

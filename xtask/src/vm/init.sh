@@ -8,6 +8,9 @@
 export PATH=/usr/bin:/applets HOME=/root RUST_BACKTRACE=0
 export ZINIT_TEST_ACTOR=/tests/bin/actor ZINIT_TEST_TOOL=/tests/bin/zinit-tracker
 
+# The clock of the day is nobody else's.
+export ZINIT_TEST_CLOCK=1
+
 # Many tests wait most of the time.
 export RUST_TEST_THREADS=4
 
