@@ -123,6 +123,7 @@ impl Family {
             "counter" => "_total",
             "info" => "_info",
             "gauge" => "",
+            "histogram" => return self.check_histogram(family),
             _ => bail!("type {:?}", self.kind),
         };
         ensure!(!family.ends_with("_total"), "a family does not end in _total");
@@ -132,6 +133,51 @@ impl Family {
             ensure!(sample.value >= 0.0, "{sample:?} is negative");
             ensure!(self.kind != "info" || sample.value == 1.0, "{sample:?} is not 1");
             ensure!(seen.insert(&sample.labels), "{sample:?} comes twice");
+        }
+        Ok(())
+    }
+
+    /// For each set of labels: buckets that grow, of which the last holds all, their count, and a sum.
+    fn check_histogram(&self, family: &str) -> Result<()> {
+        let mut histograms: BTreeMap<Labels, Vec<(&str, f64)>> = BTreeMap::new();
+        let mut bounds: BTreeMap<Labels, f64> = BTreeMap::new();
+        for sample in &self.samples {
+            let suffix = sample.name.strip_prefix(family).context("a sample of another family")?;
+            let mut labels = sample.labels.clone();
+            let bound = labels.remove("le");
+            ensure!(
+                bound.is_some() == (suffix == "_bucket"),
+                "{sample:?} has a bound, or lacks one"
+            );
+            if let Some(bound) = bound {
+                let bound: f64 = bound.parse().context("no bound")?;
+                let before = bounds.insert(labels.clone(), bound);
+                ensure!(before.is_none_or(|before| before < bound), "{sample:?} is not in order");
+            }
+            histograms.entry(labels).or_default().push((suffix, sample.value));
+        }
+        for (labels, samples) in histograms {
+            let of = |wanted| {
+                samples
+                    .iter()
+                    .filter(move |(suffix, _)| *suffix == wanted)
+                    .map(|(_, value)| *value)
+            };
+            let buckets: Vec<_> = of("_bucket").collect();
+            ensure!(buckets.is_sorted(), "buckets of {labels:?} shrink");
+            ensure!(
+                bounds.get(&labels) == Some(&f64::INFINITY),
+                "{labels:?} has no last bucket"
+            );
+            let count: Vec<_> = of("_count").collect();
+            ensure!(
+                count.len() == 1 && buckets.last() == count.first(),
+                "the count of {labels:?} is not that of its buckets"
+            );
+            ensure!(
+                of("_sum").count() == 1 && buckets.len() + 2 == samples.len(),
+                "{labels:?} has other samples"
+            );
         }
         Ok(())
     }

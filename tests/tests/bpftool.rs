@@ -111,6 +111,11 @@ async fn the_document_has_every_pinned_name_and_what_bpftool_prints_of_it() {
         assert!(pinned.contains(name), "{name} is not pinned, but in the document");
     }
 
+    // A service that was stopped, and is not registered any more.
+    let stopped = sandbox.tracker.register("stopped").unwrap();
+    let policy = StopPolicy::default();
+    zinit_tracker::stop(&sandbox.tracker, &stopped, &policy).await.unwrap();
+    sandbox.tracker.unregister(&stopped).unwrap();
     // A member, and one that has ended.
     let mut played = sandbox.play("double-fork", [""; 0]);
     wait_for("a death is recorded", || {

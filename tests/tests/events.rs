@@ -239,6 +239,70 @@ fn date(seconds: u64) -> String {
 }
 
 #[tokio::test]
+async fn a_stop_is_told_step_by_step_and_remembered_by_the_name_of_its_service() {
+    let sandbox = Sandbox::new();
+    let mut played = sandbox.play("ignore-term", [""; 0]);
+    let (mut reader, mut stdout) = follow(&sandbox, &[]);
+    let policy = zinit_tracker::StopPolicy {
+        grace: Duration::from_millis(50),
+        ..zinit_tracker::StopPolicy::default()
+    };
+    let report = sandbox.stop(&mut played, &policy).await;
+    end(&mut reader);
+    let mut lines = String::new();
+    stdout.read_to_string(&mut lines).unwrap();
+    let events = parsed(&lines);
+    let of_service = |event: &&Value| event["pid"].is_null();
+    let steps: Vec<_> = events
+        .iter()
+        .filter(of_service)
+        .map(|event| event["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(steps, ["stopping", "killing", "empty", "up"], "{lines}");
+
+    let stops = || {
+        let said = output(&sandbox, &["history", "--json"]);
+        let history: Value = serde_json::from_slice(&said.stdout).unwrap();
+        history["stops"].as_array().unwrap().clone()
+    };
+    let [of] = &stops()[..] else { panic!("{:#?}", stops()) };
+    assert_eq!(of["service"], "test/ignore-term");
+    let totals = ["count", "killed", "survived", "survivors", "unproven"].map(|name| of[name].as_u64().unwrap());
+    assert_eq!(totals, [1, 1, 0, 0, 0], "{of:#}");
+    let last = &of["last"];
+    assert_eq!(last["processes"], report.processes.len());
+    assert_eq!(
+        (&last["proven"], &last["survivors"]),
+        (&true.into(), &0.into()),
+        "{last:#}"
+    );
+    assert_eq!(last["kill_rounds"], report.kill_rounds);
+    assert_eq!(last["elapsed_us"], u64::try_from(report.elapsed.as_micros()).unwrap());
+    assert!(
+        last["killing_us"].as_u64().unwrap() <= last["elapsed_us"].as_u64().unwrap(),
+        "{last:#}"
+    );
+
+    // Under another number, with nobody to stop.
+    sandbox.tracker.unregister(&played.service).unwrap();
+    assert_eq!(stops().len(), 1);
+    let again = sandbox.tracker.register("ignore-term").unwrap();
+    zinit_tracker::stop(&sandbox.tracker, &again, &policy).await.unwrap();
+    let [of] = &stops()[..] else { panic!("{:#?}", stops()) };
+    assert_eq!((&of["count"], &of["killed"]), (&2.into(), &1.into()), "{of:#}");
+    assert_eq!(
+        (&of["last"]["processes"], &of["last"]["killing_us"]),
+        (&0.into(), &Value::Null),
+        "{of:#}"
+    );
+    let said = text(&output(&sandbox, &["history", "ignore-term"]).stdout);
+    let line = said.lines().last().unwrap();
+    assert!(line.ends_with("proven        test/ignore-term"), "{said}");
+    println!("{said}");
+    sandbox.close();
+}
+
+#[tokio::test]
 async fn history_says_how_many_records_are_missing() {
     const PROCESSES: u64 = 17_000;
     let sandbox = Sandbox::new();

@@ -170,6 +170,27 @@ async fn figures_are_those_of_what_has_happened() {
         ("version", env!("CARGO_PKG_VERSION")),
     ];
     assert_eq!(metrics.value("zinit_tracking_info", &level), Some(1.0));
+    assert_eq!(
+        metrics.value("zinit_service_stop_duration_seconds_count", &[service]),
+        None
+    );
+
+    let handle = sandbox.tracker.services().unwrap().remove(0).handle();
+    let policy = StopPolicy::default();
+    let report = zinit_tracker::stop(&sandbox.tracker, &handle, &policy).await.unwrap();
+    let metrics = printed(sandbox.pins());
+    let of_stops = |name: &str| metrics.value(&format!("zinit_service_{name}"), &[service]);
+    assert_eq!(of_stops("stop_duration_seconds_count"), Some(1.0), "{metrics:#?}");
+    let sum = of_stops("stop_duration_seconds_sum").unwrap();
+    assert!((sum - report.elapsed.as_secs_f64()).abs() < 1e-6, "{sum}, {report:#?}");
+    let bucket = |le| metrics.value("zinit_service_stop_duration_seconds_bucket", &[service, ("le", le)]);
+    assert_eq!(
+        (bucket("0.001"), bucket("60.0"), bucket("+Inf")),
+        (Some(0.0), Some(1.0), Some(1.0))
+    );
+    for name in ["killed_stops", "survived_stops", "stop_survivors", "unproven_stops"] {
+        assert_eq!(of_stops(&format!("{name}_total")), Some(0.0), "{name}");
+    }
     end(sandbox, child).await;
 }
 
@@ -493,7 +514,7 @@ fn queries() -> Vec<String> {
     let queries = targets.map(|target| {
         let query = target["expr"].as_str().unwrap();
         let query = query.replace("$instance", ".*").replace("$service", ".*");
-        query.replace("$__rate_interval", "1m")
+        query.replace("$__rate_interval", "1m").replace("$__range", "1h")
     });
     queries.collect()
 }
@@ -529,6 +550,11 @@ async fn dashboard_and_alerts_name_metrics_that_there_are_and_forget_none() {
     let marker = Marker::new();
     let _cleanup = Cleanup::new(&marker);
     let child = play(&sandbox, "web", &marker);
+    let stopped = sandbox.tracker.register("stopped").unwrap();
+    zinit_tracker::stop(&sandbox.tracker, &stopped, &StopPolicy::default())
+        .await
+        .unwrap();
+    sandbox.tracker.unregister(&stopped).unwrap();
     let metrics = printed(sandbox.pins());
     let there: BTreeSet<String> = metrics.names().into_iter().map(ToOwned::to_owned).collect();
     let named = |text: &str| -> BTreeSet<String> {

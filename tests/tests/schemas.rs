@@ -223,6 +223,9 @@ async fn listings_are_what_their_schemas_say() {
     assert_eq!(report["proven"], true, "{report:#}");
     assert_eq!(report["processes"].as_array().unwrap().len(), 3, "{report:#}");
     check("stop", &report);
+    let history = printed(&["history", "--json"]);
+    assert_eq!(history["stops"].as_array().unwrap().len(), 1, "{history:#}");
+    check("history", &history);
     child.wait().await.unwrap();
     sandbox.close();
 }
@@ -259,6 +262,10 @@ async fn events_are_what_their_schema_says() {
     check("release", &released);
     helper.kill().unwrap();
     helper.wait().unwrap();
+    let storm = sandbox.tracker.find("storm").unwrap().handle();
+    zinit_tracker::stop(&sandbox.tracker, &storm, &zinit_tracker::StopPolicy::default())
+        .await
+        .unwrap();
     signal(&reader, Signal::SIGTERM);
     assert_eq!(reader.wait().unwrap().code(), Some(0));
 
@@ -273,7 +280,9 @@ async fn events_are_what_their_schema_says() {
         }
     }
     let kinds: BTreeSet<&str> = seen.iter().map(|(kind, _)| kind.trim_matches('"')).collect();
-    let expected = ["adopt", "dropped", "empty", "exec", "exit", "fork", "release"];
+    let expected = [
+        "adopt", "dropped", "empty", "exec", "exit", "fork", "release", "stopping", "up",
+    ];
     assert_eq!(kinds, BTreeSet::from(expected));
     sandbox.close();
 }

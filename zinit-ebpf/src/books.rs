@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use core::arch::asm;
 use zinit_ebpf::{
-    Adoption, COMM_LEN, Control, Event, Exit, ExitKey, FILTER_ELEMENTS, Filter, Layout, Process, Service, Spawn,
-    StateChange, Stats, event_kind, process_flag,
+    Adoption, COMM_LEN, Control, Event, Exit, ExitKey, FILTER_ELEMENTS, Filter, Layout, Process, Service, ServiceName,
+    Spawn, StateChange, Stats, Stops, event_kind, process_flag,
 };
 
 use crate::task::{Key, Signal, Task};
@@ -41,6 +41,8 @@ pub static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
 pub static CONTROL: Array<Control, 1> = Array::new();
 #[btf_map(name = "filter")]
 pub static FILTER: Array<Filter, { FILTER_ELEMENTS as usize + 1 }> = Array::new();
+#[btf_map(name = "stops")]
+pub static STOPS: LruHashMap<ServiceName, Stops, 1024> = LruHashMap::new();
 #[btf_map(name = "layout")]
 pub static LAYOUT: Array<Layout, 1> = Array::new();
 
@@ -141,9 +143,13 @@ pub fn change(service: u32, change: StateChange) -> bool {
     let Some(books) = SERVICES.get_ptr_mut(service) else {
         return false;
     };
-    if change.state != StateChange::KEEP {
-        // SAFETY: a map value.
-        unsafe { core::ptr::write_volatile(&raw mut (*books).state, change.state as u32) };
+    let state = change.state as u32;
+    // SAFETY: a map value. Of two who change it at the same moment, both may tell.
+    if change.state != StateChange::KEEP && unsafe { core::ptr::read_volatile(&raw const (*books).state) } != state {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*books).state, state) };
+        // SAFETY: a helper without arguments.
+        emit_of_service(event_kind::STATE, service, unsafe { bpf_ktime_get_boot_ns() }, state);
     }
     if change.set_flags != 0 {
         // SAFETY: as above. Callers hold the lock of the pin directory, so no flag is lost.
@@ -318,22 +324,28 @@ fn uncount(books: *mut Service, service: u32, now: u64) {
     unsafe { subtract(&raw mut (*books).live, 1) };
     // SAFETY: as above.
     if unsafe { core::ptr::read_volatile(&raw const (*books).live) } == 0 {
-        let none = zero();
-        let mut comm = [0; COMM_LEN];
-        comm[..8].copy_from_slice(&none.to_ne_bytes());
-        comm[8..].copy_from_slice(&none.to_ne_bytes());
-        emit(&Event {
-            kind: event_kind::EMPTY,
-            service,
-            boottime_ns: now,
-            start_boottime_ns: none,
-            tgid: none as u32,
-            pid: none as u32,
-            parent_tgid: none as u32,
-            status: none as u32,
-            comm,
-        });
+        emit_of_service(event_kind::EMPTY, service, now, zero() as u32);
     }
+}
+
+/// Emits what concerns no process.
+#[inline(always)]
+fn emit_of_service(kind: u32, service: u32, now: u64, status: u32) {
+    let none = zero();
+    let mut comm = [0; COMM_LEN];
+    comm[..8].copy_from_slice(&none.to_ne_bytes());
+    comm[8..].copy_from_slice(&none.to_ne_bytes());
+    emit(&Event {
+        kind,
+        service,
+        boottime_ns: now,
+        start_boottime_ns: none,
+        tgid: none as u32,
+        pid: none as u32,
+        parent_tgid: none as u32,
+        status,
+        comm,
+    });
 }
 
 /// Removes whatever entry a tgid has: its process is gone, since the kernel gave the tgid to another one.

@@ -43,12 +43,14 @@ pub mod map {
     pub const CONTROL: &str = "control";
     /// [`Filter`](super::Filter): which tgids may be those of members.
     pub const FILTER: &str = "filter";
+    /// [`ServiceName`](super::ServiceName) → [`Stops`](super::Stops), written by user space only; oldest evicted first.
+    pub const STOPS: &str = "stops";
     /// [`Layout`](super::Layout), one element, written by user space only.
     pub const LAYOUT: &str = "layout";
 
     /// Every map, in the order in which they are pinned.
-    pub const ALL: [&str; 10] = [
-        PROCESSES, SERVICES, SPAWNS, ADOPTIONS, EXITS, EVENTS, STATS, CONTROL, FILTER, LAYOUT,
+    pub const ALL: [&str; 11] = [
+        PROCESSES, SERVICES, SPAWNS, ADOPTIONS, EXITS, EVENTS, STATS, CONTROL, FILTER, STOPS, LAYOUT,
     ];
 }
 

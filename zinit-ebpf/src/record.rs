@@ -227,7 +227,7 @@ pub struct Event {
     pub pid: u32,
     /// The process that created it.
     pub parent_tgid: u32,
-    /// Wait status for an exit, else 0.
+    /// Wait status for an exit, the state for a change of that, else 0.
     pub status: u32,
     /// Command name.
     pub comm: [u8; COMM_LEN],
@@ -247,6 +247,8 @@ pub mod event_kind {
     pub const ADOPT: u32 = 5;
     /// A process was taken out of its service.
     pub const RELEASE: u32 = 6;
+    /// A service is in another state than before, which is in `status`: one of [`service_state`](super::service_state). No process.
+    pub const STATE: u32 = 7;
 }
 
 /// Counters since the maps were created, one copy a CPU: the value of `stats`.
@@ -301,6 +303,103 @@ pub const FILTER_ELEMENTS: u32 = 4096;
 
 /// What a counter of [`Filter`] is raised by that may have missed members.
 pub const FILTER_UNKNOWN: u32 = 1 << 30;
+
+/// Which service: key of `stops`. Its id would not do, as a service that is started again has another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceName {
+    /// As [`Service::instance`].
+    pub instance: [u8; INSTANCE_LEN],
+    /// As [`Service::name`].
+    pub name: [u8; NAME_LEN],
+}
+
+/// The stops of a service that came to an end, since the maps were made or, of those that are stopped seldom, since the last was
+/// forgotten to make room: value of `stops`. Written by whoever stops, in user space: of two stops of one service that end at the same
+/// moment one may be left out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stops {
+    /// How many.
+    pub count: u64,
+    /// Those in which members had to be killed.
+    pub killed: u64,
+    /// Those that left survivors.
+    pub survived: u64,
+    /// How many survivors they left.
+    pub survivors: u64,
+    /// Those that left nobody, without proof of it.
+    pub unproven: u64,
+    /// How long they took, from the request to the end of verification, together.
+    pub elapsed_ns: u64,
+    /// Those that took no longer than the bound of [`STOP_BOUNDS_NS`] and longer than the one before; the last: longer than all of them.
+    pub took: [u64; STOP_BOUNDS_NS.len() + 1],
+    /// When the last was requested.
+    pub last_boottime_ns: u64,
+    /// How long it took.
+    pub last_elapsed_ns: u64,
+    /// From the end of its grace period; 0 if nobody had to be killed.
+    pub last_killing_ns: u64,
+    /// The id that the service had.
+    pub last_service: u32,
+    /// Members that were alive during it.
+    pub last_processes: u32,
+    /// Those that it left.
+    pub last_survivors: u32,
+    /// How often members were listed and killed.
+    pub last_kill_rounds: u32,
+    /// Bits of [`stop_flag`].
+    pub last_flags: u32,
+    /// What spoke against its books, bits of [`stop_doubt`].
+    pub last_doubts: u32,
+}
+
+/// Bounds between stops by how long they took.
+pub const STOP_BOUNDS_NS: [u64; 15] = [
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+    30_000_000_000,
+    60_000_000_000,
+];
+
+/// Bits of [`Stops::last_flags`].
+pub mod stop_flag {
+    /// It is proven that nothing is left.
+    pub const PROVEN: u32 = 1;
+    /// A gate kept members from forking.
+    pub const GATE: u32 = 1 << 1;
+}
+
+/// Bits of [`Stops::last_doubts`], by the reasons that reports name.
+pub mod stop_doubt {
+    /// `lost-operations`
+    pub const LOST_OPERATIONS: u32 = 1;
+    /// `missed-creations`
+    pub const MISSED_CREATIONS: u32 = 1 << 1;
+    /// `adopted`
+    pub const ADOPTED: u32 = 1 << 2;
+    /// `unwatched`
+    pub const UNWATCHED: u32 = 1 << 3;
+    /// `detached-hooks`
+    pub const DETACHED_HOOKS: u32 = 1 << 4;
+    /// `replaced-pins`
+    pub const REPLACED_PINS: u32 = 1 << 5;
+    /// `out-of-sight`
+    pub const OUT_OF_SIGHT: u32 = 1 << 6;
+    /// `unobserved-deaths`
+    pub const UNOBSERVED_DEATHS: u32 = 1 << 7;
+}
 
 /// What the maps were made for: the value of `layout`.
 #[repr(C)]
@@ -369,6 +468,11 @@ const _: () = {
     assert!(size_of::<Stats>() == 80);
     assert!(size_of::<Control>() == 8);
     assert!(size_of::<Filter>() == 64);
+    assert!(size_of::<ServiceName>() == 96);
+    assert!(size_of::<Stops>() == 224);
+    assert!(offset_of!(Stops, took) == 48);
+    assert!(offset_of!(Stops, last_boottime_ns) == 176);
+    assert!(offset_of!(Stops, last_service) == 200);
     assert!(size_of::<Layout>() == 48);
     assert!(size_of::<Task>() == 64);
     assert!(offset_of!(Task, comm) == 48);
@@ -386,5 +490,18 @@ macro_rules! plain {
 
 #[cfg(feature = "user")]
 plain!(
-    Process, Service, Spawn, Adoption, ExitKey, Exit, Event, Stats, Control, Filter, Layout, Task
+    Process,
+    Service,
+    Spawn,
+    Adoption,
+    ExitKey,
+    Exit,
+    Event,
+    Stats,
+    Control,
+    Filter,
+    ServiceName,
+    Stops,
+    Layout,
+    Task,
 );

@@ -20,7 +20,7 @@ use zinit_tracker::{
     ServiceInfo, Tracker,
     records::{COMM_LEN, Event, event_kind},
     stop::Fate,
-    tracker::{Ended, EventLosses},
+    tracker::{Ended, EventLosses, ServiceState},
 };
 
 use super::{Global, clock, close, output, pager, paint, parse};
@@ -32,7 +32,8 @@ pub(super) const BATCH: usize = 512;
 ///
 /// Without --follow, only the deaths that the kernel has records of, the newest 16,384 of all services together. With it,
 /// also what happens from now on: fork, exec, exit, adopt (a running process joined), release (a process was let go) and
-/// empty (the last process of a service has gone). The kernel records no event when a process leaves its session, group,
+/// empty (the last process of a service has gone); and the steps of a stop: stopping (its processes are asked), killing, and up
+/// (it has ended, and left nobody; the service can be started again). The kernel records no event when a process leaves its session, group,
 /// cgroup or a namespace: `escapes` shows who has. Events are hints; `ps` shows who is there.
 ///
 /// The events have one reader at a time, machine-wide: a second one is refused, so that none takes events from another. Nobody
@@ -67,7 +68,7 @@ pub(super) struct Options {
 #[serde(untagged)]
 pub(super) enum Line {
     Process(OfProcess),
-    Empty(OfService),
+    Service(OfService),
     Lost(Lost),
 }
 
@@ -332,14 +333,15 @@ pub(super) fn of_event(services: &mut Services<'_>, event: &Event) -> Option<Lin
         event_kind::EMPTY => "empty",
         event_kind::ADOPT => "adopt",
         event_kind::RELEASE => "release",
+        event_kind::STATE => ServiceState::of_record(event.status).name(),
         // Of another build with the same layout.
         _ => "unknown",
     };
     let tracker = services.tracker;
     let info = services.get(event.service)?;
     let service = of_service(kind, Duration::from_nanos(event.boottime_ns), event.service, info);
-    if event.kind == event_kind::EMPTY {
-        return Some(Line::Empty(service));
+    if matches!(event.kind, event_kind::EMPTY | event_kind::STATE) {
+        return Some(Line::Service(service));
     }
     Some(Line::Process(OfProcess {
         service,
@@ -414,8 +416,8 @@ pub(super) fn describe(line: &Line) -> String {
             }
             text
         }
-        Line::Empty(service) => format!(
-            "{}  {:<7} {:>7}  {:<15}  {}",
+        Line::Service(service) => format!(
+            "{}  {:<8} {:>6}  {:<15}  {}",
             service.time,
             service.kind,
             "",

@@ -1,4 +1,4 @@
-//! `zinit-tracker history`: processes of services that have ended.
+//! `zinit-tracker history`: processes of services that have ended, and what came of stops.
 
 use std::{collections::HashMap, process::ExitCode, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use zinit_tracker::{
     ServiceInfo, Tracker,
     stop::Fate,
-    tracker::{Ended, KEPT_EXITS},
+    tracker::{Ended, KEPT_EXITS, ServiceStops},
 };
 
 use super::{Global, clock, close, output, pager, paint};
@@ -16,10 +16,13 @@ use super::{Global, clock, close, output, pager, paint};
 /// kernel/bpf/bpf_lru_list.c).
 const FREE_PER_CPU: usize = 128;
 
-/// Show processes of services that have ended: how, when, and how long they lived.
+/// Show processes of services that have ended: how, when, and how long they lived; and the last stop of each service.
 ///
 /// The kernel keeps the records of the newest 16,384 deaths of all services together, also of services that are not registered
 /// any more, until nothing is tracked. A line on stderr says of which services records are missing, and whether others' may be.
+/// Below, the last stop of each service that was stopped, and how many stops it had, whoever stopped it: of about 1,024 services that differ in
+/// name, those that were stopped last.
+///
 /// COMMAND is the name that the process had when it ended. WHEN is counted back from the wall clock as it is set now.
 #[derive(Args)]
 #[command(after_help = "\
@@ -45,6 +48,7 @@ struct History {
     may_be_evicted: bool,
     services: Vec<Service>,
     processes: Vec<Process>,
+    stops: Vec<Stops>,
 }
 
 /// A registered service.
@@ -76,13 +80,43 @@ struct Process {
     lived_ns: u64,
 }
 
+/// The stops of a service, under whichever id.
+#[derive(Serialize)]
+struct Stops {
+    /// `INSTANCE/NAME`.
+    service: String,
+    count: u64,
+    killed: u64,
+    survived: u64,
+    survivors: u64,
+    unproven: u64,
+    elapsed_us: u64,
+    last: LastStop,
+}
+
+#[derive(Serialize)]
+struct LastStop {
+    service_id: u32,
+    requested_boottime_ns: u64,
+    /// The same on the wall clock.
+    requested: String,
+    elapsed_us: u64,
+    killing_us: Option<u64>,
+    kill_rounds: u32,
+    gate: bool,
+    processes: u32,
+    survivors: u32,
+    proven: bool,
+    doubts: Vec<&'static str>,
+}
+
 pub(super) fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
     let tracker = match &options.name {
         None => global.existing()?,
         Some(_) => Some(global.existing_or_fail()?),
     };
     let history = match tracker {
-        None => History::new(&[], None, &[]),
+        None => History::new(&[], None, &[], &[]),
         Some(tracker) => {
             let history = read(&tracker, options.name.as_deref());
             close(tracker);
@@ -103,11 +137,11 @@ fn read(tracker: &Tracker, name: Option<&str>) -> anyhow::Result<History> {
     // In this order: every death that is counted here has its record by the time that they are read.
     let services = tracker.services()?;
     let ended = tracker.history()?;
-    Ok(History::new(&services, only.as_ref(), &ended))
+    Ok(History::new(&services, only.as_ref(), &ended, &tracker.stops()?))
 }
 
 impl History {
-    fn new(services: &[ServiceInfo], only: Option<&ServiceInfo>, ended: &[Ended]) -> Self {
+    fn new(services: &[ServiceInfo], only: Option<&ServiceInfo>, ended: &[Ended], stops: &[ServiceStops]) -> Self {
         let mut records: HashMap<u32, u64> = HashMap::new();
         for ended in ended {
             *records.entry(ended.service.number()).or_default() += 1;
@@ -140,6 +174,11 @@ impl History {
                 .filter(|ended| shown(ended.service))
                 .map(|ended| Process::new(ended, names.get(&ended.service.number()).cloned()))
                 .collect(),
+            stops: stops
+                .iter()
+                .filter(|stops| only.is_none_or(|only| only.instance == stops.instance && only.name == stops.name))
+                .map(Stops::new)
+                .collect(),
         }
     }
 
@@ -163,6 +202,13 @@ impl History {
                 output::plain(&process.comm),
             ));
         }
+        if !self.stops.is_empty() {
+            text.push_str(&paint::dim(&format!(
+                "\n{:<24}  {:>9}  {:>9}  {:>7}  {:<12}  {}\n",
+                "LAST STOP", "TOOK", "PROCESSES", "STOPS", "OUTCOME", "SERVICE"
+            )));
+        }
+        text.extend(self.stops.iter().map(Stops::line));
         text
     }
 
@@ -192,6 +238,59 @@ fn say(name: &str, without_record: u64, exits: u64) {
             "{name}: {without_record} of {exits} deaths have no record (the kernel keeps the newest {KEPT_EXITS} of all services)"
         ));
     }
+}
+
+impl Stops {
+    fn new(stops: &ServiceStops) -> Self {
+        let last = &stops.last;
+        Self {
+            service: format!("{}/{}", stops.instance, stops.name),
+            count: stops.count,
+            killed: stops.killed,
+            survived: stops.survived,
+            survivors: stops.survivors,
+            unproven: stops.unproven,
+            elapsed_us: microseconds(stops.elapsed),
+            last: LastStop {
+                service_id: last.service.number(),
+                requested_boottime_ns: clock::nanoseconds(last.requested),
+                requested: clock::wall(last.requested),
+                elapsed_us: microseconds(last.elapsed),
+                killing_us: last.killing.map(microseconds),
+                kill_rounds: last.kill_rounds,
+                gate: last.gate,
+                processes: last.processes,
+                survivors: last.survivors,
+                proven: last.proven,
+                doubts: last.doubts.clone(),
+            },
+        }
+    }
+
+    fn line(&self) -> String {
+        let last = &self.last;
+        let outcome = match (last.survivors, last.proven) {
+            (0, true) => format!("{:<12}", "proven"),
+            (0, false) => paint::alarm(&format!("{:<12}", "not proven")),
+            (survivors, _) => paint::alarm(&format!("{:<12}", format!("{survivors} survived"))),
+        };
+        let why = match &last.doubts[..] {
+            [] => String::new(),
+            doubts => format!("  {}", doubts.join(", ")),
+        };
+        format!(
+            "{:<24}  {:>9}  {:>9}  {:>7}  {outcome}  {}{why}\n",
+            last.requested,
+            output::human(Duration::from_micros(last.elapsed_us)),
+            last.processes,
+            self.count,
+            output::plain(&self.service),
+        )
+    }
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl Process {

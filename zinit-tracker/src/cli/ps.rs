@@ -243,11 +243,7 @@ fn table(processes: &[Process], columns: &[Column]) -> String {
 
 /// One line on a service.
 pub(super) fn headline(info: &ServiceInfo) -> String {
-    let state = match info.state {
-        zinit_tracker::tracker::ServiceState::Up => "up",
-        zinit_tracker::tracker::ServiceState::Stopping => "stopping",
-        zinit_tracker::tracker::ServiceState::Killing => "killing",
-    };
+    let state = info.state.name();
     let name = paint::title(&format!("{}/{}", info.instance, info.name));
     let mut line = format!(
         "{name}: {state}, {} live, {} ever, peak {}",

@@ -14,8 +14,8 @@ use aya::{
     programs::{Iter, RawTracePoint},
 };
 use zinit_ebpf::{
-    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, StateChange, Stats, TEXT_FILE, Task, map,
-    program, service_flag,
+    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, ServiceName, StateChange, Stats, Stops,
+    TEXT_FILE, Task, map, program, service_flag,
 };
 
 use super::{
@@ -68,6 +68,8 @@ struct Maps {
     services_data: MapData,
     adoptions: Mutex<HashMap<MapData, u32, Adoption>>,
     exits: MapData,
+    /// `None`: another build has made the maps, which had no such map.
+    stops: Option<Mutex<HashMap<MapData, ServiceName, Stops>>>,
     stats: PerCpuArray<MapData, Stats>,
     layout: Mutex<Array<MapData, Layout>>,
     layout_data: MapData,
@@ -212,6 +214,10 @@ impl Kernel {
             adoptions: Mutex::new(open_map(&pins, map::ADOPTIONS, Map::HashMap)?),
             processes_data: open_data(&pins, map::PROCESSES)?,
             exits: open_data(&pins, map::EXITS)?,
+            stops: match pins.map(map::STOPS).exists() {
+                true => Some(Mutex::new(open_map(&pins, map::STOPS, Map::LruHashMap)?)),
+                false => None,
+            },
             stats: open_map(&pins, map::STATS, Map::PerCpuArray)?,
             layout: Mutex::new(open_map(&pins, map::LAYOUT, Map::Array)?),
             layout_data: open_data(&pins, map::LAYOUT)?,
@@ -478,6 +484,30 @@ impl Kernel {
     /// Exit records, the oldest of which may have been evicted.
     pub(crate) fn exits(&self) -> Result<Vec<(ExitKey, Exit)>, BooksError> {
         sys::entries(self.maps.exits.fd().as_fd(), u32::MAX).map_err(failed("list exit records"))
+    }
+
+    /// The stops of every service that has been stopped, of the newest 1,024.
+    pub(crate) fn stops(&self) -> Result<Vec<(ServiceName, Stops)>, BooksError> {
+        let Some(stops) = &self.maps.stops else {
+            return Ok(Vec::new());
+        };
+        lock(stops)
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed("list stops"))
+    }
+
+    /// Changes the record of a service's stops; one that has none begins with zeros.
+    pub(crate) fn change_stops(&self, name: &ServiceName, change: impl FnOnce(&mut Stops)) -> Result<(), BooksError> {
+        let Some(stops) = &self.maps.stops else {
+            return Ok(());
+        };
+        let mut stops = lock(stops);
+        let mut record = absent(stops.get(name, 0))
+            .map_err(failed("read the record of stops"))?
+            .unwrap_or_default();
+        change(&mut record);
+        stops.insert(name, record, 0).map_err(failed("record a stop"))
     }
 
     /// Counters over all CPUs.

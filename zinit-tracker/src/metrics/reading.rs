@@ -7,7 +7,7 @@ use zinit_ebpf::Stats;
 use crate::{
     kernel::ProgramRuns,
     stop::{Doubt, Evidence},
-    tracker::{Config, Departure, Escape, ServiceInfo, Tracker, TrackerError, Tracking},
+    tracker::{Config, Departure, Escape, ServiceInfo, ServiceStops, Tracker, TrackerError, Tracking},
 };
 
 /// What the books say at some moment, each number read at its own.
@@ -27,6 +27,8 @@ pub(super) struct Books {
     /// Whether the kernel measures programs; `None`: it does not say.
     pub(super) programs_are_measured: Option<bool>,
     pub(super) services: Vec<Service>,
+    /// Of services that were stopped, registered or not.
+    pub(super) stops: Vec<ServiceStops>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +93,7 @@ impl Books {
                 .ok()
                 .map(|text| text.trim() != "0"),
             services,
+            stops: tracker.stops()?,
         })
     }
 }

@@ -1,10 +1,12 @@
 //! A reading as text.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text::encode},
+    encoding::{
+        DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder, MetricEncoder, NoLabelSet, text::encode,
+    },
     metrics::{MetricType, TypedMetric, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::{Registry, Unit},
 };
@@ -14,7 +16,10 @@ use super::{
     accept::Format,
     reading::{Books, Reading, Service},
 };
-use crate::{stop::Doubt, tracker::ServiceState};
+use crate::{
+    stop::Doubt,
+    tracker::{ServiceState, ServiceStops},
+};
 
 impl Reading {
     /// The whole exposition in this format.
@@ -54,6 +59,29 @@ type Labels = Vec<(&'static str, Value)>;
 
 fn labels<const N: usize>(labels: [(&'static str, &str); N]) -> Labels {
     labels.map(|(name, value)| (name, Value::new(value))).into()
+}
+
+/// How long the stops of a service took.
+struct Durations<'a>(&'a ServiceStops);
+
+impl EncodeMetric for Durations<'_> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let bound = |bound: &Option<Duration>| bound.map_or(f64::MAX, |bound| bound.as_secs_f64());
+        let took: Vec<_> = self.0.took.iter().map(|(most, count)| (bound(most), *count)).collect();
+        encoder.encode_histogram::<NoLabelSet>(self.0.elapsed.as_secs_f64(), self.0.count, &took, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for Durations<'_> {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+fn label_of_stops(stops: &ServiceStops) -> Labels {
+    labels([("service", &format!("{}/{}", stops.instance, stops.name))])
 }
 
 /// Writes metric families.
@@ -132,6 +160,7 @@ impl Books {
         self.encode_programs(families)?;
         self.encode_services(families)?;
         self.encode_escapes(families)?;
+        self.encode_stops(families)?;
         self.encode_proof(families)
     }
 
@@ -270,13 +299,12 @@ impl Books {
             "Whether the main process of the service lives: the first that was started for it or taken in.",
             services(|service| service.main_lives.into()),
         )?;
-        let states = [
-            ("up", ServiceState::Up),
-            ("stopping", ServiceState::Stopping),
-            ("killing", ServiceState::Killing),
-        ];
+        let states = [ServiceState::Up, ServiceState::Stopping, ServiceState::Killing];
         let samples = self.services.iter().flat_map(|service| {
-            states.map(|(name, state)| (service.labelled("state", name), u64::from(service.info.state == state)))
+            states.map(|state| {
+                let holds = u64::from(service.info.state == state);
+                (service.labelled("state", state.name()), holds)
+            })
         });
         families.gauges(
             "zinit_service_state",
@@ -300,6 +328,40 @@ impl Books {
             "zinit_service_departed_processes",
             "Those of them by what they have left; one may have left several things.",
             samples,
+        )
+    }
+
+    fn encode_stops(&self, families: &mut Families<'_>) -> fmt::Result {
+        let stops = |value: fn(&ServiceStops) -> u64| {
+            let samples = self.stops.iter();
+            samples.map(move |stops| (label_of_stops(stops), value(stops)))
+        };
+        families.family(
+            "zinit_service_stop_duration",
+            "How long stops of the service took that came to an end, from the request to the end of verification: by any client, also while \
+             it was registered under other ids, and those that found nobody.",
+            Some(&Unit::Seconds),
+            self.stops.iter().map(|stops| (label_of_stops(stops), Durations(stops))),
+        )?;
+        families.counters(
+            "zinit_service_killed_stops",
+            "Those stops of the service in which processes had to be killed.",
+            stops(|stops| stops.killed),
+        )?;
+        families.counters(
+            "zinit_service_survived_stops",
+            "Those stops of the service that left survivors.",
+            stops(|stops| stops.survived),
+        )?;
+        families.counters(
+            "zinit_service_stop_survivors",
+            "How many survivors they left.",
+            stops(|stops| stops.survivors),
+        )?;
+        families.counters(
+            "zinit_service_unproven_stops",
+            "Those stops of the service that left nobody, without proof of it.",
+            stops(|stops| stops.unproven),
         )
     }
 
@@ -352,6 +414,7 @@ fn plain(open_metrics: &str) -> String {
                 let (suffix, kind) = match words.next() {
                     Some("counter") => ("_total", "counter"),
                     Some("info") => ("_info", "gauge"),
+                    Some("histogram") => ("", "histogram"),
                     _ => ("", "gauge"),
                 };
                 let help = help.splitn(4, ' ').nth(3).unwrap_or_default();

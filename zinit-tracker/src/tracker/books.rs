@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use zinit_ebpf::{Exit, ExitKey, Process, Service, StateChange, Stats, Task};
+use zinit_ebpf::{Exit, ExitKey, Process, Service, ServiceName, StateChange, Stats, Stops, Task};
 
 use super::TrackerError;
 use crate::{
@@ -174,6 +174,21 @@ impl Books {
             Self::Kernel(kernel) => kernel.exits()?,
             Self::Procfs(procfs) => procfs.exits(),
         })
+    }
+
+    /// The stops of each service; without the kernel's books they are nobody's but the caller's, who knows them.
+    pub(super) fn stops(&self) -> Result<Vec<(ServiceName, Stops)>, TrackerError> {
+        match self {
+            Self::Kernel(kernel) => Ok(kernel.stops()?),
+            Self::Procfs(_) => Ok(Vec::new()),
+        }
+    }
+
+    pub(super) fn change_stops(&self, name: &ServiceName, change: impl FnOnce(&mut Stops)) -> Result<(), TrackerError> {
+        match self {
+            Self::Kernel(kernel) => Ok(kernel.change_stops(name, change)?),
+            Self::Procfs(_) => Ok(()),
+        }
     }
 
     pub(super) fn stats(&self) -> Result<Stats, TrackerError> {

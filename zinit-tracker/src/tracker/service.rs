@@ -60,6 +60,28 @@ pub enum ServiceState {
     Killing,
 }
 
+impl ServiceState {
+    /// As the kernel's records have it.
+    #[must_use]
+    pub fn of_record(state: u32) -> Self {
+        match state {
+            service_state::UP => Self::Up,
+            service_state::STOPPING => Self::Stopping,
+            _ => Self::Killing,
+        }
+    }
+
+    /// Its name in listings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Stopping => "stopping",
+            Self::Killing => "killing",
+        }
+    }
+}
+
 /// The kernel's record of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServiceInfo {
@@ -110,11 +132,7 @@ impl ServiceInfo {
             id: ServiceId(id),
             instance: text(&record.instance),
             name: text(&record.name),
-            state: match record.state {
-                service_state::UP => ServiceState::Up,
-                service_state::STOPPING => ServiceState::Stopping,
-                _ => ServiceState::Killing,
-            },
+            state: ServiceState::of_record(record.state),
             live: record.live,
             forks: record.forks,
             exits: record.exits,
@@ -161,7 +179,7 @@ pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-fn padded<const N: usize>(text: &str) -> [u8; N] {
+pub(super) fn padded<const N: usize>(text: &str) -> [u8; N] {
     let mut bytes = [0; N];
     bytes[..text.len()].copy_from_slice(text.as_bytes());
     bytes

@@ -7,12 +7,7 @@ use ratatui::{
     text::{Line, Span},
     widgets::{Block, Cell, Clear, Paragraph, Row, Table, Wrap},
 };
-use zinit_tracker::{
-    Tracking,
-    process::ProcessKey,
-    stop::Doubt,
-    tracker::{Departure, ServiceState},
-};
+use zinit_tracker::{Tracking, process::ProcessKey, stop::Doubt, tracker::Departure};
 
 use super::{
     keys,
@@ -221,11 +216,7 @@ fn total(shown: &[&ServiceSample]) -> Row<'static> {
 
 fn service_detail(service: &ServiceSample, age: &str) -> Vec<Line<'static>> {
     let info = &service.info;
-    let state = match info.state {
-        ServiceState::Up => "up",
-        ServiceState::Stopping => "stopping",
-        ServiceState::Killing => "killing",
-    };
+    let state = info.state.name();
     let doubts: Vec<_> = service.doubts.iter().map(ToString::to_string).collect();
     let proof = match &doubts[..] {
         [] => "a stop can prove that nothing is left".to_owned(),

@@ -1,6 +1,9 @@
 //! What came of a stop: the report, the doubts, the survivors.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use super::{Stop, StopError};
 use crate::{
@@ -9,8 +12,25 @@ use crate::{
         report::StopReport,
         survivor::{Refusal, Survivor},
     },
-    tracker::{ServiceState, TrackerError, Tracking},
+    tracker::{LastStop, ServiceId, ServiceState, TrackerError, Tracking},
 };
+
+/// What is left of the report for those who ask later.
+fn record(report: &StopReport, requested: Duration, service: ServiceId) -> LastStop {
+    let count = |length| u32::try_from(length).unwrap_or(u32::MAX);
+    LastStop {
+        requested,
+        service,
+        elapsed: report.elapsed,
+        killing: report.killing,
+        kill_rounds: report.kill_rounds,
+        gate: report.gate.is_some(),
+        processes: count(report.processes.len()),
+        survivors: count(report.survivors.len()),
+        proven: report.proven,
+        doubts: report.doubts.iter().map(Doubt::reason).collect(),
+    }
+}
 
 impl Stop<'_> {
     pub(super) async fn finish(mut self) -> Result<StopReport, StopError> {
@@ -43,6 +63,8 @@ impl Stop<'_> {
             survivors,
             suspects: self.sweeper.suspects(self.tracker)?,
         };
+        self.tracker
+            .record_stop(&kin.info, &record(&report, self.began_boottime, kin.info.id));
         if !empty || !report.survivors.is_empty() {
             return Err(StopError::Survivors(Box::new(report)));
         }
