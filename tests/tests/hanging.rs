@@ -35,12 +35,16 @@ async fn assert_others_live(supervised: &Supervised, name: &str) {
 /// Stops a service whose process has nothing left to hang on. It dies when it gets to it, which a stop of little patience may not see.
 async fn stop_at_last(supervised: &Supervised, name: &str) {
     let stopped = async {
-        while let Err(error) = supervised.handle.stop(name).await {
-            assert!(matches!(error, SupervisorError::Survivors(_)), "{error}");
+        loop {
+            match supervised.handle.stop(name).await {
+                Ok(report) => return report,
+                Err(error) => assert!(matches!(error, SupervisorError::Survivors(_)), "{error}"),
+            }
         }
     };
-    tokio::time::timeout(DEADLINE, stopped).await.unwrap();
-    supervised.assert_nothing_left();
+    let report = tokio::time::timeout(DEADLINE, stopped).await.unwrap();
+    assert!(report.proven, "{report:#?}");
+    assert_eq!(supervised.status(name).await.pid, 0);
 }
 
 /// Starts a service that hangs, and stops it while the server has not even seen what it was asked.
