@@ -15,11 +15,13 @@ use std::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use zinit_tests::{
+    Cleanup, Marker,
     daemon::{Daemon, wait_for},
     oracle::start_time_ticks,
     random::Random,
     rounds, survivors,
 };
+use zinit_tracker::{Config, Level, Pins, Service, Tracker, TrackerError, tracker::COOKIE};
 
 /// A service that notes each of its starts, and has a child in a session of its own.
 const SERVICE: &str = "echo \"$$\" >> \"$1\"; setsid sleep 3601 & exec sleep 3600";
@@ -374,6 +376,73 @@ fn a_stop_that_was_under_way_is_carried_to_its_end() {
     daemon.does(&["stop", "web"]);
     assert_eq!(count(&daemon, "web"), 3, "asked once by each daemon, and started once");
     daemon.shutdown();
+}
+
+/// A daemon is killed between the creation of a process that found no room in the books and that process's end, which it would
+/// have brought about.
+#[tokio::test]
+async fn a_process_that_the_books_missed_is_not_left_behind_by_a_crash() {
+    let mut daemon = Daemon::prepare(&[("never", "exec: sleep 3600\ntest: \"false\"\n")]);
+    define(&daemon, "web", SERVICE, "after: [never]\n");
+    // Whoever opens the books first decides how large they are.
+    let mut config = Config {
+        pins: Pins::Shared(daemon.pins().to_owned()),
+        max_processes: Some(4),
+        level: Level::Ebpf,
+        ..Config::default()
+    };
+    let first = Tracker::open(&config).unwrap();
+    daemon.run();
+    drop(first);
+    daemon.does(&["stop", "never"]);
+    daemon.does(&["stop", "web"]);
+    let services: Value = serde_json::from_slice(&daemon.tracker(&["ps", "--json"]).stdout).unwrap();
+    config.instance = services[0]["instance"].as_str().unwrap().to_owned();
+    for (doing, target) in [("Running", "Up"), ("Waiting", "Up"), ("Nothing", "Down"), ("Settled", "Down")] {
+        kill(&mut daemon);
+        alter(&state_file(&daemon, "web"), |state| {
+            state["snapshot"]["doing"] = json!(doing);
+            state["snapshot"]["target"] = json!(target);
+            state["run"] = Value::Null;
+        });
+        let tracker = Tracker::open(&config).unwrap();
+        let web = format!("{}/web", config.instance);
+        if let Ok(info) = tracker.find(&web) {
+            tracker.unregister(&info.handle()).unwrap();
+        }
+        let others = tracker.register("others").unwrap();
+        let members: Vec<_> = (0..4).map(|_| sleeper(&tracker, &others).unwrap()).collect();
+        let web = tracker.register("web").unwrap();
+        let refused = sleeper(&tracker, &web);
+        assert!(matches!(refused, Err(TrackerError::Untracked { .. })), "{refused:?}");
+        let cookie = tracker.info(&web).unwrap().cookie();
+        for mut member in members {
+            member.kill().await.unwrap();
+        }
+        tracker.unregister(&others).unwrap();
+        let missed = Marker::new();
+        let _cleanup = Cleanup::new(&missed);
+        let mut creator = Command::new("sh");
+        creator
+            .args(["-c", "setsid sleep 3603 >/dev/null 2>&1 &"])
+            .env(COOKIE, cookie)
+            .env(Marker::ENV, missed.as_str());
+        assert!(creator.status().unwrap().success());
+        assert_eq!(survivors(&missed).len(), 1);
+        drop(tracker);
+        daemon.run();
+        wait_for(&format!("{doing}: nothing is left"), || survivors(&missed).is_empty());
+        let said = String::from_utf8(daemon.zinit(&["stop", "web"]).stderr).unwrap();
+        assert!(said.contains("is empty; not proven: lost-operations"), "{said}");
+    }
+    assert_eq!(count(&daemon, "web"), 0, "it was started without what it needs");
+    daemon.shutdown();
+}
+
+fn sleeper(tracker: &Tracker, service: &Service) -> Result<tokio::process::Child, TrackerError> {
+    let mut command = Command::new("sleep");
+    command.arg("3604");
+    tracker.spawn(service, &mut command.into())
 }
 
 #[test]

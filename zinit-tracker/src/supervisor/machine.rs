@@ -129,6 +129,8 @@ enum Doing {
 pub(super) enum Remains {
     /// No main process is known of.
     Nothing,
+    /// No member is known of, but the books have failed: a process that they missed may live.
+    Missed,
     /// The main process lives.
     Main,
     /// The main process has ended, `None`: nobody knows how; others may live.
@@ -269,6 +271,9 @@ impl Machine {
                 machine.phase = Phase::Up;
                 Vec::new()
             }
+            // Only a stop looks for it, and a start would forget that there is something to look for.
+            (Doing::Running | Doing::Waiting, Remains::Missed) => machine.stopping(Then::Start, true),
+            (Doing::Settled | Doing::Nothing, Remains::Missed) => machine.stopping(Then::Rest, true),
             (Doing::Running, Remains::Ended(fate)) => {
                 machine.phase = Phase::Up;
                 machine.ended(fate, now)

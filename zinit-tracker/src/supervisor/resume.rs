@@ -40,7 +40,7 @@ pub(super) struct Resumed {
 /// What there is when a registry begins.
 #[derive(Debug, Default)]
 pub(super) struct Found {
-    /// Services of this instance that have living processes and are not resumed.
+    /// Services of this instance that may have living processes and are not resumed.
     pub(super) occupied: BTreeSet<String>,
     pub(super) resumed: BTreeMap<String, Resumed>,
     /// Definitions; of services that an earlier supervisor did not have, only if it had not come as far as having them all.
@@ -60,7 +60,7 @@ impl Found {
         let own: BTreeMap<_, _> = own.map(|info| (info.name.clone(), info)).collect();
         let past = context.state.as_ref().map(StateFiles::past).filter(|past| !past.ended);
         let Some(past) = past else {
-            let occupied = own.into_values().filter(|info| info.live > 0);
+            let occupied = own.into_values().filter(may_live);
             return Ok(Self {
                 occupied: occupied.map(|info| info.name).collect(),
                 resumed: BTreeMap::new(),
@@ -69,6 +69,11 @@ impl Found {
         };
         Ok(put_together(tracker, own, past, loaded))
     }
+}
+
+/// Whether it has members, or one that the books have missed.
+fn may_live(info: &ServiceInfo) -> bool {
+    info.live > 0 || info.lost > 0
 }
 
 fn put_together(tracker: &Tracker, mut own: BTreeMap<String, ServiceInfo>, past: Past, loaded: Loaded) -> Found {
@@ -87,7 +92,7 @@ fn put_together(tracker: &Tracker, mut own: BTreeMap<String, ServiceInfo>, past:
     let mut names: BTreeSet<_> = past.services.keys().cloned().collect();
     names.extend(
         own.iter()
-            .filter(|(_, info)| info.live > 0 || info.main.is_some())
+            .filter(|(_, info)| may_live(info) || info.main.is_some())
             .map(|(name, _)| name.clone()),
     );
     let mut saved = past.services;
@@ -99,7 +104,7 @@ fn put_together(tracker: &Tracker, mut own: BTreeMap<String, ServiceInfo>, past:
             .map(|saved| &saved.definition)
             .or_else(|| definitions.get(name.as_str()).copied())
         else {
-            if info.is_some_and(|info| info.live > 0) {
+            if info.as_ref().is_some_and(may_live) {
                 found.occupied.insert(name);
             }
             continue;
@@ -186,6 +191,7 @@ fn resume(
     resumed.remains = match info.main {
         Some(key) => resumed.find_main(tracker, key, &members)?,
         None if info.live > 0 => Remains::Ended(None),
+        None if info.lost > 0 => Remains::Missed,
         None => Remains::Nothing,
     };
     resumed.service = Some(service);

@@ -644,6 +644,26 @@ impl World {
     }
 }
 
+#[test]
+fn what_the_books_missed_is_looked_for_by_a_stop_before_anything_else() {
+    let resume = |snapshot| {
+        let (machine, effects) = Machine::resume(&definition(), snapshot, Remains::Missed, Duration::ZERO);
+        assert_eq!(effects, [Effect::Stop { gently: true }]);
+        machine.phase
+    };
+    let of = |doing| Snapshot {
+        doing,
+        ..Snapshot::WANTED
+    };
+    assert_eq!(resume(None), Phase::Stopping(Then::Start));
+    for doing in [Doing::Running, Doing::Waiting, Doing::Stopping(Then::Start)] {
+        assert_eq!(resume(Some(of(doing))), Phase::Stopping(Then::Start));
+    }
+    for doing in [Doing::Nothing, Doing::Settled, Doing::Stopping(Then::Rest)] {
+        assert_eq!(resume(Some(of(doing))), Phase::Stopping(Then::Rest));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
