@@ -398,7 +398,12 @@ async fn a_process_that_the_books_missed_is_not_left_behind_by_a_crash() {
     daemon.does(&["stop", "web"]);
     let services: Value = serde_json::from_slice(&daemon.tracker(&["ps", "--json"]).stdout).unwrap();
     config.instance = services[0]["instance"].as_str().unwrap().to_owned();
-    for (doing, target) in [("Running", "Up"), ("Waiting", "Up"), ("Nothing", "Down"), ("Settled", "Down")] {
+    for (doing, target) in [
+        ("Running", "Up"),
+        ("Waiting", "Up"),
+        ("Nothing", "Down"),
+        ("Settled", "Down"),
+    ] {
         kill(&mut daemon);
         alter(&state_file(&daemon, "web"), |state| {
             state["snapshot"]["doing"] = json!(doing);

@@ -462,6 +462,39 @@ impl Drop for Laboratory {
 }
 
 #[test]
+fn who_found_no_room_in_the_books_is_started_when_there_is_some() {
+    let mut daemon = Daemon::prepare(&[]);
+    let first = Tracker::open(&Config {
+        pins: Pins::Shared(daemon.pins().to_owned()),
+        max_processes: Some(2),
+        level: Level::Ebpf,
+        ..Config::default()
+    })
+    .unwrap();
+    let (_, _cleanup) = daemon.define("large", "setsid sleep 3601 & exec sleep 3600", "");
+    daemon.run();
+    drop(first);
+    daemon.wait_for_state("large", "Running");
+    wait_for("the books are full", || {
+        daemon.json(&["stats", "large", "--json"])["children"]
+            .as_array()
+            .is_some_and(|children| children.len() == 1)
+    });
+    daemon.write("late", "exec: sleep 3600\nrestart: {delay: 0.02, max_delay: 0.1}\n");
+    daemon.does(&["monitor", "late"]);
+    wait_for("it is refused", || {
+        daemon.state("late").contains("could not be tracked")
+    });
+    let status = daemon.json(&["status", "late", "--json"]);
+    assert_eq!(status["target"], "Up", "{status:#}");
+    daemon.does(&["stop", "large"]);
+    daemon.wait_for_state("late", "Running");
+    // What failed before it ran is not held against it.
+    daemon.does(&["stop", "late"]);
+    daemon.shutdown();
+}
+
+#[test]
 fn services_outlive_whatever_befalls_the_daemon() {
     let Random(first) = Random::seeded(1);
     for seed in (first..).take(rounds(4) as usize) {

@@ -4,6 +4,7 @@ use std::{error::Error, io, sync::Arc};
 
 use nix::errno::Errno;
 
+use super::command::SpawnError;
 use crate::{
     stop::{StopError, StopReport, Survivor},
     tracker::TrackerError,
@@ -138,8 +139,12 @@ pub(super) fn survivors(left: &[Survivor]) -> String {
     }
 }
 
-/// Whether the cause is that the machine, or a limit, is out of descriptors, processes or memory: others may give some back.
-pub(super) fn may_pass(error: &(dyn Error + 'static)) -> bool {
+/// Whether the cause is that the machine, or a limit, is out of descriptors, processes or memory, or the books of room: others may give
+/// some back.
+pub(super) fn may_pass(error: &SpawnError) -> bool {
+    if let SpawnError::Tracker(TrackerError::Untracked { .. }) = error {
+        return true;
+    }
     let number = |error: &(dyn Error + 'static)| {
         let io = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
         let rustix = error
@@ -148,7 +153,7 @@ pub(super) fn may_pass(error: &(dyn Error + 'static)) -> bool {
         let nix = error.downcast_ref::<Errno>().map(|errno| *errno as i32);
         io.or(rustix).or(nix)
     };
-    std::iter::successors(Some(error), |error| (*error).source())
+    std::iter::successors(Some(error as &(dyn Error + 'static)), |error| (*error).source())
         .filter_map(number)
         .any(|number| {
             matches!(
@@ -160,7 +165,7 @@ pub(super) fn may_pass(error: &(dyn Error + 'static)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::command::SpawnError, *};
+    use super::*;
 
     #[test]
     fn what_the_machine_is_out_of_may_pass_and_what_is_wrong_does_not() {
@@ -177,6 +182,9 @@ mod tests {
             assert!(!denied(number), "{number}");
         }
         assert!(may_pass(&SpawnError::from(io::Error::from_raw_os_error(libc::EMFILE))));
+        assert!(may_pass(&SpawnError::from(TrackerError::Untracked {
+            program: "service".to_owned(),
+        })));
         assert!(!may_pass(&SpawnError::NoCommand));
     }
 }

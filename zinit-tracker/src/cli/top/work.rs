@@ -32,7 +32,7 @@ use crate::cli::{events, runtime, stop};
 /// How many messages wait at most.
 pub(super) const QUEUE: usize = 64;
 /// After a look for escapes, which is at every process of the machine, comes so many times as long without one.
-const REST_AFTER_LOOK: u32 = 60;
+const REST_AFTER_LOOK: u32 = 120;
 /// How often events are passed on to the screen.
 const EVENTS_EVERY: Duration = Duration::from_millis(100);
 
