@@ -410,38 +410,53 @@ async fn a_process_that_the_books_missed_is_not_left_behind_by_a_crash() {
             state["snapshot"]["target"] = json!(target);
             state["run"] = Value::Null;
         });
-        let tracker = Tracker::open(&config).unwrap();
-        let web = format!("{}/web", config.instance);
-        if let Ok(info) = tracker.find(&web) {
-            tracker.unregister(&info.handle()).unwrap();
-        }
-        let others = tracker.register("others").unwrap();
-        let members: Vec<_> = (0..4).map(|_| sleeper(&tracker, &others).unwrap()).collect();
-        let web = tracker.register("web").unwrap();
-        let refused = sleeper(&tracker, &web);
-        assert!(matches!(refused, Err(TrackerError::Untracked { .. })), "{refused:?}");
-        let cookie = tracker.info(&web).unwrap().cookie();
-        for mut member in members {
-            member.kill().await.unwrap();
-        }
-        tracker.unregister(&others).unwrap();
-        let missed = Marker::new();
-        let _cleanup = Cleanup::new(&missed);
-        let mut creator = Command::new("sh");
-        creator
-            .args(["-c", "setsid sleep 3603 >/dev/null 2>&1 &"])
-            .env(COOKIE, cookie)
-            .env(Marker::ENV, missed.as_str());
-        assert!(creator.status().unwrap().success());
-        assert_eq!(survivors(&missed).len(), 1);
-        drop(tracker);
+        let (missed, _cleanup) = leave_a_missed_process(&config).await;
         daemon.run();
         wait_for(&format!("{doing}: nothing is left"), || survivors(&missed).is_empty());
         let said = String::from_utf8(daemon.zinit(&["stop", "web"]).stderr).unwrap();
         assert!(said.contains("is empty; not proven: lost-operations"), "{said}");
     }
     assert_eq!(count(&daemon, "web"), 0, "it was started without what it needs");
-    daemon.shutdown();
+    // Nothing tells of the service any more but the books: it is nobody's until the end.
+    kill(&mut daemon);
+    fs::remove_dir_all(daemon.state_directory()).unwrap();
+    fs::remove_file(daemon.config().join("web.yaml")).unwrap();
+    let (missed, _cleanup) = leave_a_missed_process(&config).await;
+    daemon.run();
+    daemon.does(&["shutdown"]);
+    daemon.assert_ends_well();
+    assert_eq!(survivors(&missed), [], "{}", daemon.log());
+    let said = "service \"web\" is empty; not proven: 2 operations of the kernel's books failed";
+    assert!(daemon.log().contains(said), "{}", daemon.log());
+}
+
+/// Puts the service `web` into the books of a daemon that is not there, with a living process that found no room in them.
+async fn leave_a_missed_process(config: &Config) -> (Marker, Cleanup) {
+    let tracker = Tracker::open(config).unwrap();
+    let web = format!("{}/web", config.instance);
+    if let Ok(info) = tracker.find(&web) {
+        tracker.unregister(&info.handle()).unwrap();
+    }
+    let others = tracker.register("others").unwrap();
+    let members: Vec<_> = (0..4).map(|_| sleeper(&tracker, &others).unwrap()).collect();
+    let web = tracker.register("web").unwrap();
+    let refused = sleeper(&tracker, &web);
+    assert!(matches!(refused, Err(TrackerError::Untracked { .. })), "{refused:?}");
+    let cookie = tracker.info(&web).unwrap().cookie();
+    for mut member in members {
+        member.kill().await.unwrap();
+    }
+    tracker.unregister(&others).unwrap();
+    let missed = Marker::new();
+    let cleanup = Cleanup::new(&missed);
+    let mut creator = Command::new("sh");
+    creator
+        .args(["-c", "setsid sleep 3603 >/dev/null 2>&1 &"])
+        .env(COOKIE, cookie)
+        .env(Marker::ENV, missed.as_str());
+    assert!(creator.status().unwrap().success());
+    assert_eq!(survivors(&missed).len(), 1);
+    (missed, cleanup)
 }
 
 fn sleeper(tracker: &Tracker, service: &Service) -> Result<tokio::process::Child, TrackerError> {

@@ -39,7 +39,10 @@ pub(super) async fn shutdown(
     let look = verify_all_processes_terminated(&context).await;
     report.survivors = look.survivors;
     report.unverified = look.unverified;
-    report.unproven.extend(look.unproven);
+    // Of a service that was stopped both have it.
+    let told = |unproven: &String| !report.unproven.contains(unproven);
+    let untold: Vec<_> = look.unproven.into_iter().filter(told).collect();
+    report.unproven.extend(untold);
     for service in look.left {
         if !report.overdue.contains(&service) {
             report.overdue.push(service);
