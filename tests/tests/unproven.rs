@@ -20,7 +20,7 @@ use zinit_tests::{
     survivors,
 };
 use zinit_tracker::{
-    Service, StopPolicy, StopReport, stop,
+    Config, Service, StopPolicy, StopReport, TrackerError, stop,
     stop::Doubt,
     tracker::{COOKIE, Sign},
 };
@@ -465,4 +465,33 @@ async fn a_service_whose_pins_were_removed_is_stopped_all_the_same() {
         "{report:#?}"
     );
     played.child.wait().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_books_missed_of_a_killed_run_does_not_outlive_the_next_of_its_name() {
+    let sandbox = Sandbox::with(|config| {
+        config.max_processes = Some(1);
+        config.instance = Config::default().instance;
+    });
+    let marker = Marker::new();
+    let _cleanup = Cleanup::new(&marker);
+    let mut member = Command::new("sleep").arg("300").spawn().unwrap();
+    // Its registrant is dead afterwards, as a killed `run` is.
+    let attached = sandbox
+        .tool(&["attach", "--name", "web", &member.id().to_string()])
+        .output()
+        .unwrap();
+    assert!(attached.status.success(), "{attached:?}");
+    let service = sandbox.tracker.find("web").unwrap().handle();
+    let refused = sandbox.tracker.spawn(&service, &mut Command::new("true").into());
+    assert!(matches!(refused, Err(TrackerError::Untracked { .. })), "{refused:?}");
+    member.kill().unwrap();
+    member.wait().unwrap();
+    let mut creator = script("setsid sleep 300 >/dev/null 2>&1 &", &marker);
+    creator.env(COOKIE, sandbox.tracker.info(&service).unwrap().cookie());
+    assert!(creator.status().unwrap().success());
+    assert_eq!(survivors(&marker).len(), 1);
+    let output = sandbox.tool(&["run", "--name", "web", "--", "true"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(survivors(&marker), [], "{output:?}");
 }

@@ -116,7 +116,7 @@ async fn supervise(
     signals: &mut Signals,
     report: Option<output::ReportFile>,
 ) -> anyhow::Result<ExitCode> {
-    let service = register(tracker, options)?;
+    let service = register(tracker, options).await?;
     let (program, arguments) = options
         .command
         .split_first()
@@ -235,7 +235,7 @@ async fn wait_for_other_stop(
 }
 
 /// Registers under the chosen name. A service of that name that is empty is what a killed `run` left behind.
-fn register(tracker: &Tracker, options: &Options) -> anyhow::Result<Service> {
+async fn register(tracker: &Tracker, options: &Options) -> anyhow::Result<Service> {
     let Some(name) = &options.name else {
         let program = options.command.first().map(PathBuf::from).unwrap_or_default();
         let program = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -248,6 +248,10 @@ fn register(tracker: &Tracker, options: &Options) -> anyhow::Result<Service> {
             let info = tracker.find(name)?;
             if !tracker.is_abandoned(&info)? {
                 return Err(TrackerError::NameInUse(name.clone()).into());
+            }
+            if info.lost > 0 {
+                // It had no time to kill what the books have missed, and only the sweep of a stop finds that.
+                stop(tracker, &info.handle(), &StopPolicy::default()).await?;
             }
             tracker.unregister(&info.handle())?;
             Ok(tracker.register(name)?)
