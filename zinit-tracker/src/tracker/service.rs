@@ -253,6 +253,9 @@ impl Tracker {
 
     /// Forgets a service that has no members. One that is not registered any more is no error.
     ///
+    /// What was held against it is forgotten with it. If its [`ServiceInfo::lost`] is not zero and it was not stopped since, a process
+    /// may live that the books have missed, which only [`stop`](crate::stop::stop) looks for: stop it first.
+    ///
     /// # Errors
     ///
     /// When it has members.
