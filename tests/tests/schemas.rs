@@ -461,6 +461,7 @@ fn doubts() -> Vec<Doubt> {
         Doubt::ReplacedPins { pins: vec!["pin"] },
         Doubt::OutOfSight,
         Doubt::UnobservedDeaths { count: 1 },
+        Doubt::ContradictoryBooks { count: 1 },
         Doubt::ProcfsTracking {
             blind_to: blind_to.to_vec(),
         },
@@ -475,6 +476,7 @@ fn doubts() -> Vec<Doubt> {
             | Doubt::ReplacedPins { .. }
             | Doubt::OutOfSight
             | Doubt::UnobservedDeaths { .. }
+            | Doubt::ContradictoryBooks { .. }
             | Doubt::ProcfsTracking { .. } => {}
         }
     }

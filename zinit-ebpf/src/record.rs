@@ -399,6 +399,8 @@ pub mod stop_doubt {
     pub const OUT_OF_SIGHT: u32 = 1 << 6;
     /// `unobserved-deaths`
     pub const UNOBSERVED_DEATHS: u32 = 1 << 7;
+    /// `contradictory-books`
+    pub const CONTRADICTORY_BOOKS: u32 = 1 << 8;
 }
 
 /// What the maps were made for: the value of `layout`.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::Args;
 use nix::sys::signal::Signal;
 use zinit_tracker::{
-    Config, ServiceInfo, StopError, StopPolicy, StopReport, Tracker,
+    Config, ServiceInfo, StopError, StopPolicy, StopReport, Tracker, TrackerError,
     stop::{Target, dry_run},
 };
 
@@ -105,7 +105,13 @@ pub(super) async fn carry_out(
     };
     // Services of a supervisor stay registered: it decides what becomes of them.
     if report.survivors.is_empty() && !has_supervisor(info) {
-        tracker.unregister(&service)?;
+        match tracker.unregister(&service) {
+            // Counters that another program has written may say so for ever.
+            Err(error @ TrackerError::NotEmpty { .. }) if !report.proven => {
+                output::note(&format!("it stays in the books: {error}"));
+            }
+            result => result?,
+        }
     }
     Ok(report)
 }

@@ -14,8 +14,8 @@ use aya::{
     programs::{Iter, RawTracePoint},
 };
 use zinit_ebpf::{
-    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, Process, Service, ServiceName, StateChange, Stats, Stops,
-    TEXT_FILE, Task, map, program, service_flag,
+    Adoption, Exit, ExitKey, LAYOUT_VERSION, Layout, NO_SERVICE, Process, Service, ServiceName, StateChange, Stats,
+    Stops, TEXT_FILE, Task, map, program, service_flag,
 };
 
 use super::{
@@ -436,8 +436,12 @@ impl Kernel {
         const NOEXIST: u64 = aya_obj::generated::BPF_NOEXIST as u64;
         let mut layouts = lock(&self.maps.layout);
         let mut layout = layouts.get(&0, 0).map_err(failed("read the layout"))?;
-        let id = layout.next_service;
-        layout.next_service += 1;
+        // Both stand for no service; only a map that another program has written is ever at its end.
+        let id = match layout.next_service {
+            0 | NO_SERVICE => 1,
+            id => id,
+        };
+        layout.next_service = id + 1;
         layouts.set(0, layout, 0).map_err(failed("write the layout"))?;
         lock(&self.maps.services)
             .insert(id, service, NOEXIST)

@@ -44,6 +44,11 @@ pub enum Doubt {
         /// How many at least.
         count: u64,
     },
+    /// The programs keep counters and entries in step, and they are not: another program has written to the maps.
+    ContradictoryBooks {
+        /// Entries that no counter or no service goes with, or that are missing.
+        count: u64,
+    },
     /// Members were found by looking at `/proc`, which cannot see everything.
     ProcfsTracking {
         /// What may have got away unseen.
@@ -75,6 +80,7 @@ impl Doubt {
             Self::ReplacedPins { .. } => "replaced-pins",
             Self::OutOfSight => "out-of-sight",
             Self::UnobservedDeaths { .. } => "unobserved-deaths",
+            Self::ContradictoryBooks { .. } => "contradictory-books",
             Self::ProcfsTracking { .. } => "procfs-tracking",
         }
     }
@@ -93,6 +99,10 @@ impl fmt::Display for Doubt {
             Self::UnobservedDeaths { count } => {
                 write!(f, "{count} members died without their end being observed")
             }
+            Self::ContradictoryBooks { count } => write!(
+                f,
+                "counters and entries of the kernel's books contradict each other by {count}: another program has written to the maps"
+            ),
             Self::ProcfsTracking { blind_to } => {
                 let blind_to: Vec<_> = blind_to.iter().map(ToString::to_string).collect();
                 write!(f, "level procfs cannot see {}", blind_to.join(", "))
@@ -141,7 +151,7 @@ impl Evidence {
     }
 
     /// Everything that speaks against the kernel's books of one service now, those nested in it left out. What only a stop finds out is
-    /// not among it: [`Doubt::UnobservedDeaths`].
+    /// not among it: [`Doubt::UnobservedDeaths`] and [`Doubt::ContradictoryBooks`].
     #[must_use]
     pub fn against(&self, tracker: &Tracker, service: &ServiceInfo) -> Vec<Doubt> {
         doubts(service, self, tracker.is_out_of_sight(service))
@@ -199,6 +209,7 @@ mod tests {
         assert_eq!(of_books.each_ref().map(Doubt::reason), Doubt::OF_BOOKS);
         let others = [
             Doubt::UnobservedDeaths { count: 1 },
+            Doubt::ContradictoryBooks { count: 1 },
             Doubt::ProcfsTracking { blind_to: Vec::new() },
         ];
         for doubt in of_books.iter().chain(&others) {

@@ -1,5 +1,6 @@
 //! The protocol itself: who is signalled and when.
 
+mod consistency;
 mod deaths;
 mod family;
 mod outcome;
@@ -150,6 +151,12 @@ struct Stop<'a> {
     doubted: bool,
     /// What is known of the books as a whole, and since when.
     evidence: Option<(Instant, Evidence)>,
+    /// Members that had joined when counters and entries were last found to agree.
+    agreed: Option<u64>,
+    /// Since when members are counted that have no entry, with the joins and exits that were counted then.
+    without_entry: Option<(Instant, u64, u64)>,
+    /// By how many entries the books contradict themselves. If by any, counters prove nothing.
+    contradictions: u64,
     /// Whether verification ended with a process dying that may have been a member.
     unexplained: bool,
     /// The caller and its ancestors, in case one of them becomes a member.
@@ -188,6 +195,9 @@ impl<'a> Stop<'a> {
             accounted: HashSet::new(),
             doubted: false,
             evidence: None,
+            agreed: None,
+            without_entry: None,
+            contradictions: 0,
             unexplained: false,
             sweeper: Sweeper::new(own.clone()),
             own,
@@ -249,7 +259,7 @@ impl<'a> Stop<'a> {
             Some((since, evidence)) if since.elapsed() < EVIDENCE_LASTS => (since, evidence),
             _ => (Instant::now(), Evidence::gather(self.tracker)?),
         };
-        let doubted = !self.doubts_by(&evidence.1).is_empty();
+        let doubted = self.contradictions > 0 || !self.doubts_by(&evidence.1).is_empty();
         self.evidence = Some(evidence);
         Ok(doubted)
     }
@@ -284,6 +294,7 @@ impl<'a> Stop<'a> {
             }
             self.observe_exits()?;
             self.forget_released(&members)?;
+            self.look_for_entries(&members);
             let grown = self.pause_unless_grown(deadline.min(Instant::now() + recheck)).await?;
             // Whom the books do not have they do not count.
             recheck = match grown || self.doubted {
@@ -344,6 +355,7 @@ impl<'a> Stop<'a> {
         for kin in &mut self.family {
             kin.refresh(self.tracker)?;
         }
+        self.look_for_entries(&members);
         // Who forks now may fork faster than it can be killed, and leave the stop no time to do it.
         if self.forks() > self.forks_seen {
             self.close_gate(began);

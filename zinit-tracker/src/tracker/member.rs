@@ -102,6 +102,24 @@ impl Tracker {
         Ok(members)
     }
 
+    /// Entries of these services, for whom their counters may have nobody, and those that belong to no service: no service is
+    /// unregistered before its entries are gone.
+    pub(crate) fn entries_against(&self, services: &[ServiceId]) -> Result<Vec<ProcessKey>, TrackerError> {
+        let entries = self.books.processes()?;
+        let registered: HashSet<_> = self.books.services()?.into_iter().map(|(id, _)| id).collect();
+        let against = entries
+            .into_iter()
+            .filter(|(_, entry)| services.contains(&ServiceId(entry.service)) || !registered.contains(&entry.service));
+        let mut keys = Vec::new();
+        for (tgid, entry) in against {
+            // It may have gone, and its service after it, while they were read.
+            if self.books.process(tgid)? == Some(entry) {
+                keys.push(Member::new(tgid, &entry).key);
+            }
+        }
+        Ok(keys)
+    }
+
     /// If the kernel has skipped exits since this was last done, lets it look through all processes for them.
     fn find_missed_exits(&self) -> Result<(), TrackerError> {
         let missed = self.books.missed_exits()?;

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The reasons of doubts, and how the record has them.
-const DOUBTS: [(&str, u32); 8] = [
+const DOUBTS: [(&str, u32); 9] = [
     ("lost-operations", stop_doubt::LOST_OPERATIONS),
     ("missed-creations", stop_doubt::MISSED_CREATIONS),
     ("adopted", stop_doubt::ADOPTED),
@@ -21,6 +21,7 @@ const DOUBTS: [(&str, u32); 8] = [
     ("replaced-pins", stop_doubt::REPLACED_PINS),
     ("out-of-sight", stop_doubt::OUT_OF_SIGHT),
     ("unobserved-deaths", stop_doubt::UNOBSERVED_DEATHS),
+    ("contradictory-books", stop_doubt::CONTRADICTORY_BOOKS),
 ];
 
 /// The stops of a service, by whatever client, under any id that it had; those that found nobody count as well.
@@ -241,8 +242,11 @@ mod tests {
 
     #[test]
     fn every_doubt_of_the_kernels_books_has_a_bit() {
-        let unobserved = Doubt::UnobservedDeaths { count: 1 }.reason();
-        for reason in Doubt::OF_BOOKS.into_iter().chain([unobserved]) {
+        let of_stops = [
+            Doubt::UnobservedDeaths { count: 1 },
+            Doubt::ContradictoryBooks { count: 1 },
+        ];
+        for reason in Doubt::OF_BOOKS.into_iter().chain(of_stops.iter().map(Doubt::reason)) {
             assert!(DOUBTS.iter().any(|(known, _)| *known == reason), "{reason}");
         }
     }

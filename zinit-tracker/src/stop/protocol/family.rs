@@ -52,11 +52,14 @@ impl Stop<'_> {
     pub(super) fn is_empty(&mut self) -> Result<bool, StopError> {
         // Outer services first: once they are empty, nobody is left to spawn into the inner ones.
         for kin in &mut self.family {
-            if kin.refresh(self.tracker)? > 0 {
+            if kin.refresh(self.tracker)? > 0 && self.contradictions == 0 {
                 return Ok(false);
             }
         }
-        Ok(!self.meet_kin()?)
+        if self.meet_kin()? {
+            return Ok(false);
+        }
+        self.compare()
     }
 
     /// Exits that the family has counted during the stop.

@@ -108,6 +108,11 @@ impl Stop<'_> {
                 count: unobserved.max(1),
             });
         }
+        if self.contradictions > 0 {
+            doubted.push(Doubt::ContradictoryBooks {
+                count: self.contradictions,
+            });
+        }
         Ok(doubted)
     }
 
