@@ -110,7 +110,8 @@ async fn nobody_is_killed_by_a_forged_entry() {
     let members = sandbox.tracker.processes(&played.service).unwrap();
     let mut processes = processes(&sandbox);
     let mut entry = processes.get(&members[0].key.tgid, 0).unwrap();
-    let start = members[0].key.start_boottime_ns + 1;
+    // Pidfds are matched to the tick.
+    let start = members[0].key.start_boottime_ns - 1_000_000_000;
     entry[START..START + 8].copy_from_slice(&start.to_ne_bytes());
     processes.insert(bystander.id(), entry, 0).unwrap();
     assert_stopped_unproven(&sandbox, played).await;
