@@ -249,10 +249,8 @@ async fn register(tracker: &Tracker, options: &Options) -> anyhow::Result<Servic
             if !tracker.is_abandoned(&info)? {
                 return Err(TrackerError::NameInUse(name.clone()).into());
             }
-            if info.lost > 0 {
-                // It had no time to kill what the books have missed, and only the sweep of a stop finds that.
-                stop(tracker, &info.handle(), &StopPolicy::default()).await?;
-            }
+            // It may have had no time to kill what the books have missed, and only the sweep of a stop finds that.
+            stop(tracker, &info.handle(), &StopPolicy::default()).await?;
             tracker.unregister(&info.handle())?;
             Ok(tracker.register(name)?)
         }

@@ -29,7 +29,7 @@ pub fn state_file(data: &[u8]) {
         assert!(matches!(service(&again, "another boot"), Ok(None)));
         for remains in [
             Remains::Nothing,
-            Remains::Missed,
+            Remains::Entry,
             Remains::Main,
             Remains::Ended(None),
             Remains::Ended(Some(Fate::Exited(0))),

@@ -127,10 +127,10 @@ enum Doing {
 /// What there is of a service that an earlier supervisor kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Remains {
-    /// No main process is known of.
+    /// No main process is known of, and the books do not have it.
     Nothing,
-    /// No member is known of, but the books have failed: a process that they missed may live.
-    Missed,
+    /// The books have it without a member: a process that they missed may have been created for it, and live.
+    Entry,
     /// The main process lives.
     Main,
     /// The main process has ended, `None`: nobody knows how; others may live.
@@ -272,8 +272,8 @@ impl Machine {
                 Vec::new()
             }
             // Only a stop looks for it, and a start would forget that there is something to look for.
-            (Doing::Running | Doing::Waiting, Remains::Missed) => machine.stopping(Then::Start, true),
-            (Doing::Settled | Doing::Nothing, Remains::Missed) => machine.stopping(Then::Rest, true),
+            (Doing::Running | Doing::Waiting, Remains::Entry) => machine.stopping(Then::Start, true),
+            (Doing::Settled | Doing::Nothing, Remains::Entry) => machine.stopping(Then::Rest, true),
             (Doing::Running, Remains::Ended(fate)) => {
                 machine.phase = Phase::Up;
                 machine.ended(fate, now)

@@ -60,20 +60,14 @@ impl Found {
         let own: BTreeMap<_, _> = own.map(|info| (info.name.clone(), info)).collect();
         let past = context.state.as_ref().map(StateFiles::past).filter(|past| !past.ended);
         let Some(past) = past else {
-            let occupied = own.into_values().filter(may_live);
             return Ok(Self {
-                occupied: occupied.map(|info| info.name).collect(),
+                occupied: own.into_keys().collect(),
                 resumed: BTreeMap::new(),
                 services: loaded,
             });
         };
         Ok(put_together(tracker, own, past, loaded))
     }
-}
-
-/// Whether it has members, or one that the books have missed.
-fn may_live(info: &ServiceInfo) -> bool {
-    info.live > 0 || info.lost > 0
 }
 
 fn put_together(tracker: &Tracker, mut own: BTreeMap<String, ServiceInfo>, past: Past, loaded: Loaded) -> Found {
@@ -90,11 +84,7 @@ fn put_together(tracker: &Tracker, mut own: BTreeMap<String, ServiceInfo>, past:
         );
     }
     let mut names: BTreeSet<_> = past.services.keys().cloned().collect();
-    names.extend(
-        own.iter()
-            .filter(|(_, info)| may_live(info) || info.main.is_some())
-            .map(|(name, _)| name.clone()),
-    );
+    names.extend(own.keys().cloned());
     let mut saved = past.services;
     for name in names {
         let info = own.remove(&name);
@@ -104,7 +94,7 @@ fn put_together(tracker: &Tracker, mut own: BTreeMap<String, ServiceInfo>, past:
             .map(|saved| &saved.definition)
             .or_else(|| definitions.get(name.as_str()).copied())
         else {
-            if info.as_ref().is_some_and(may_live) {
+            if info.is_some() {
                 found.occupied.insert(name);
             }
             continue;
@@ -191,8 +181,7 @@ fn resume(
     resumed.remains = match info.main {
         Some(key) => resumed.find_main(tracker, key, &members)?,
         None if info.live > 0 => Remains::Ended(None),
-        None if info.lost > 0 => Remains::Missed,
-        None => Remains::Nothing,
+        None => Remains::Entry,
     };
     resumed.service = Some(service);
     Ok(resumed)

@@ -39,10 +39,11 @@ pub(super) async fn shutdown(
     let look = verify_all_processes_terminated(&context).await;
     report.survivors = look.survivors;
     report.unverified = look.unverified;
-    // Of a service that was stopped both have it.
-    let told = |unproven: &String| !report.unproven.contains(unproven);
-    let untold: Vec<_> = look.unproven.into_iter().filter(told).collect();
-    report.unproven.extend(untold);
+    for unproven in look.unproven {
+        if !report.unproven.contains(&unproven) {
+            report.unproven.push(unproven);
+        }
+    }
     for service in look.left {
         if !report.overdue.contains(&service) {
             report.overdue.push(service);

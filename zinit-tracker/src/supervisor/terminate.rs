@@ -14,7 +14,7 @@ use super::{
     service::chain,
 };
 use crate::{
-    stop::{StopError, StopPolicy, StopReport, Survivor, stop},
+    stop::{Evidence, StopError, StopPolicy, StopReport, Survivor, stop},
     tracker::{Member, Service, ServiceInfo, Tracker, TrackerError},
 };
 
@@ -51,8 +51,10 @@ pub(super) fn is_process_running(tracker: &Tracker, service: &Service) -> Result
     Ok(tracker.live_with_nested(service)? > 0)
 }
 
-fn has_missed(tracker: &Tracker, service: &Service) -> bool {
-    tracker.info(service).is_ok_and(|info| info.lost > 0)
+/// Whether anything speaks against the books of the service.
+fn is_doubted(tracker: &Tracker, service: &Service) -> Result<bool, TrackerError> {
+    let info = tracker.info(service)?;
+    Ok(!Evidence::gather(tracker)?.against(tracker, &info).is_empty())
 }
 
 /// Stops the service as its definition says: releases what it keeps, asks, waits `shutdown_timeout`, kills, and verifies.
@@ -180,8 +182,10 @@ pub(super) async fn verify_all_processes_terminated(context: &Arc<Context>) -> L
         match is_process_running(&context.tracker, &service) {
             Err(TrackerError::NotRegistered(_)) => continue,
             // What the books have missed is found by the sweep of a stop; one that a stop has swept already costs little again.
-            Ok(false) if has_missed(&context.tracker, &service) => {}
-            Ok(false) => continue,
+            Ok(false) => match is_doubted(&context.tracker, &service) {
+                Ok(false) | Err(TrackerError::NotRegistered(_)) => continue,
+                Ok(true) | Err(_) => {}
+            },
             Ok(true) | Err(_) => look.left.push(service.name().to_owned()),
         }
         let context = Arc::clone(context);

@@ -113,7 +113,8 @@ impl Tracker {
         let mut keys = Vec::new();
         for (tgid, entry) in against {
             // It may have gone, and its service after it, while they were read.
-            if self.books.process(tgid)? == Some(entry) {
+            let same = |now: Process| (now.service, now.start_boottime_ns) == (entry.service, entry.start_boottime_ns);
+            if self.books.process(tgid)?.is_some_and(same) {
                 keys.push(Member::new(tgid, &entry).key);
             }
         }

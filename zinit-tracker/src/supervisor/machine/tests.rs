@@ -647,7 +647,7 @@ impl World {
 #[test]
 fn what_the_books_missed_is_looked_for_by_a_stop_before_anything_else() {
     let resume = |snapshot| {
-        let (machine, effects) = Machine::resume(&definition(), snapshot, Remains::Missed, Duration::ZERO);
+        let (machine, effects) = Machine::resume(&definition(), snapshot, Remains::Entry, Duration::ZERO);
         assert_eq!(effects, [Effect::Stop { gently: true }]);
         machine.phase
     };
