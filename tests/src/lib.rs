@@ -19,6 +19,7 @@
 pub mod actor_command;
 pub mod cleanup;
 pub mod daemon;
+pub mod earlier;
 pub mod holds;
 pub mod memory;
 pub mod namespaces;

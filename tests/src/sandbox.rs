@@ -54,8 +54,11 @@ impl Drop for PinDir {
             return;
         }
         // A failed test leaves its pins; a test that passes asserts that there are none.
-        for directory in ["v2/links", "v2/programs", "v2", ""] {
+        for directory in ["v1/links", "v1/programs", "v1", "v2/links", "v2/programs", "v2", ""] {
             let directory = self.0.join(directory);
+            if !directory.exists() {
+                continue;
+            }
             let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
             for entry in entries {
                 if let Err(error) = std::fs::remove_file(entry.path()) {
@@ -112,6 +115,17 @@ impl Sandbox {
         change(&mut config);
         let tracker = Tracker::open(&config)
             .unwrap_or_else(|error| panic!("the tests need root and a kernel with BPF: {error} ({error:?})"));
+        Self { tracker, pins }
+    }
+
+    /// As [`Sandbox::new`], where something may be pinned.
+    #[must_use]
+    pub fn taking_over(pins: PinDir) -> Self {
+        let config = Config {
+            replace_programs: true,
+            ..config(pins.path())
+        };
+        let tracker = Tracker::open(&config).expect("what is pinned can be taken over");
         Self { tracker, pins }
     }
 

@@ -162,7 +162,7 @@ fn look_over(object: &[u8]) -> Result<()> {
     let parsed = aya_obj::Object::parse(object).context("the stripped object does not parse")?;
     ensure!(parsed.btf.is_some(), "the object has no BTF");
     ensure!(!parsed.programs.is_empty(), "the object has no programs");
-    for map in zinit_ebpf::map::ALL {
+    for map in zinit_ebpf::map::ALL.into_iter().chain([zinit_ebpf::map::EARLIER]) {
         ensure!(parsed.maps.contains_key(map), "the object has no map {map}");
     }
     for (name, program) in &parsed.programs {

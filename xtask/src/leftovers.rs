@@ -26,7 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Maps that aya makes for the object beside those that it declares by name.
-const OTHER_MAPS: [&str; 4] = ["AYA_LOGS", ".rodata", ".data", ".bss"];
+const OTHER_MAPS: [&str; 5] = [zinit_ebpf::map::EARLIER, "AYA_LOGS", ".rodata", ".data", ".bss"];
 
 /// Finds what is left.
 pub(crate) struct Survey {

@@ -5,6 +5,7 @@
 //! same process only the one whose map operation succeeds counts, so a program may run twice for one event.
 
 use aya_ebpf::{
+    Global,
     bindings::BPF_NOEXIST,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     helpers::{bpf_ktime_get_boot_ns, bpf_send_signal},
@@ -45,6 +46,13 @@ pub static FILTER: Array<Filter, { FILTER_ELEMENTS as usize + 1 }> = Array::new(
 pub static STOPS: LruHashMap<ServiceName, Stops, 1024> = LruHashMap::new();
 #[btf_map(name = "layout")]
 pub static LAYOUT: Array<Layout, 1> = Array::new();
+/// The `processes` of the layout before this one, while [`is_moving`]; its hooks keep it.
+#[btf_map(name = "earlier")]
+pub static EARLIER: HashMap<u32, Process, 1> = HashMap::new();
+
+/// 1 in programs that take over the members of the layout before this one; else 0. As the verifier knows it, others do not pay for it.
+#[unsafe(no_mangle)]
+static MOVING: Global<u64> = Global::new(0);
 
 /// The change of one field of [`Stats`].
 macro_rules! count {
@@ -128,6 +136,23 @@ pub fn service_of(key: Key) -> Option<u32> {
     // SAFETY: read before any map operation.
     let entry = unsafe { PROCESSES.get(key.tgid) }?;
     (entry.start_boottime_ns == key.start_boottime_ns).then_some(entry.service)
+}
+
+/// Whether members of the layout before this one are being taken over.
+#[inline(always)]
+pub fn is_moving() -> bool {
+    MOVING.load() != 0
+}
+
+/// Copies out the entry that exactly this process has in the layout before this one, while its members are being taken over.
+#[inline(always)]
+pub fn earlier(key: Key) -> Option<Process> {
+    if !is_moving() {
+        return None;
+    }
+    // SAFETY: the reference is copied from before any map operation.
+    let entry = unsafe { EARLIER.get(key.tgid) }?;
+    (entry.start_boottime_ns == key.start_boottime_ns).then_some(*entry)
 }
 
 #[inline(always)]
@@ -230,7 +255,43 @@ pub fn join(service: u32, child: Task, key: Key, creator: Key, flags: u32, kind:
         group: signal.group(),
         comm: child.comm(),
     };
-    // SAFETY: as above.
+    let state = enter(books, entry, key, kind, now)?;
+    if flags & (process_flag::SPAWNED | process_flag::ADOPTED) != 0 {
+        // SAFETY: as above.
+        let root = unsafe {
+            Key {
+                tgid: (*books).root_tgid,
+                start_boottime_ns: (*books).root_start_boottime_ns,
+            }
+        };
+        if service_of(root).is_none() {
+            // SAFETY: as above.
+            unsafe {
+                (*books).root_start_boottime_ns = key.start_boottime_ns;
+                (*books).root_tgid = key.tgid;
+            }
+        }
+    }
+    Some(state)
+}
+
+/// Takes over what the layout before this one has about a member. Returns whether this call entered it.
+#[inline(always)]
+pub fn take_over(entry: Process, key: Key) -> bool {
+    let Some(books) = SERVICES.get_ptr_mut(entry.service) else {
+        // No service is registered meanwhile.
+        count!(insert_failures);
+        return false;
+    };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    enter(books, entry, key, event_kind::ADOPT, now).is_some()
+}
+
+/// Enters a process into its service. Returns the service's state if this call entered it.
+#[inline(always)]
+fn enter(books: *mut Service, entry: Process, key: Key, kind: u32, now: u64) -> Option<u32> {
+    // SAFETY: callers pass the service's map value, which outlives this run of the program.
     unsafe { add(&raw mut (*books).live, 1) };
     note_in_filter(key.tgid, 1);
     let mut result = PROCESSES.insert(key.tgid, entry, NOEXIST);
@@ -264,22 +325,6 @@ pub fn join(service: u32, child: Task, key: Key, creator: Key, flags: u32, kind:
         let live = core::ptr::read_volatile(&raw const (*books).live);
         if live > (*books).peak {
             (*books).peak = live;
-        }
-    }
-    if flags & (process_flag::SPAWNED | process_flag::ADOPTED) != 0 {
-        // SAFETY: as above.
-        let root = unsafe {
-            Key {
-                tgid: (*books).root_tgid,
-                start_boottime_ns: (*books).root_start_boottime_ns,
-            }
-        };
-        if service_of(root).is_none() {
-            // SAFETY: as above.
-            unsafe {
-                (*books).root_start_boottime_ns = key.start_boottime_ns;
-                (*books).root_tgid = key.tgid;
-            }
         }
     }
     emit(&event_of(kind, key, &entry, now, 0));

@@ -23,6 +23,10 @@ pub use record::*;
 /// The version of the pinned layout: names, sizes, offsets and meanings of maps and records.
 pub const LAYOUT_VERSION: u32 = 2;
 
+/// The version before it, whose members can be taken over while they run. Its records of members, services and exits have the same
+/// shapes.
+pub const EARLIER_LAYOUT_VERSION: u32 = 1;
+
 /// Names of the maps, as pinned and as `bpftool` lists them.
 pub mod map {
     /// tgid → [`Process`](super::Process): the live members of every service.
@@ -47,8 +51,10 @@ pub mod map {
     pub const STOPS: &str = "stops";
     /// [`Layout`](super::Layout), one element, written by user space only.
     pub const LAYOUT: &str = "layout";
+    /// Not pinned: the [`PROCESSES`] of the layout before this one while its members are taken over, else without an entry.
+    pub const EARLIER: &str = "earlier";
 
-    /// Every map, in the order in which they are pinned.
+    /// Every map that is pinned, in the order in which they are.
     pub const ALL: [&str; 11] = [
         PROCESSES, SERVICES, SPAWNS, ADOPTIONS, EXITS, EVENTS, STATS, CONTROL, FILTER, STOPS, LAYOUT,
     ];

@@ -65,7 +65,11 @@ enum Creation {
 #[inline(always)]
 fn created(parent: Task, child: Task) -> Creation {
     // For bystanders nothing else is read.
-    if !books::may_be_member(parent.tgid()) && !books::may_be_member(child.tgid()) && !books::any_armed() {
+    if !books::is_moving()
+        && !books::may_be_member(parent.tgid())
+        && !books::may_be_member(child.tgid())
+        && !books::any_armed()
+    {
         return Creation::Foreign;
     }
     let key = child.key();
@@ -78,6 +82,9 @@ fn created(parent: Task, child: Task) -> Creation {
         (service, process_flag::SPAWNED)
     } else if let Some(service) = books::service_of(creator) {
         (service, 0)
+    } else if let Some(creator) = books::earlier(creator) {
+        // Not taken over yet.
+        (creator.service, 0)
     } else {
         return Creation::Foreign;
     };
@@ -338,11 +345,16 @@ fn zinit_adopt(ctx: *mut c_void) -> i32 {
     if books::service_of(key).is_some() {
         return 0;
     }
-    let parent = task.real_parent().key();
-    let Some(service) = requested(key).or_else(|| adopting(parent)) else {
-        return 0;
+    let entered = if let Some(entry) = books::earlier(key) {
+        books::take_over(entry, key)
+    } else {
+        let parent = task.real_parent().key();
+        let Some(service) = requested(key).or_else(|| adopting(parent)) else {
+            return 0;
+        };
+        books::join(service, task, key, parent, process_flag::ADOPTED, event_kind::ADOPT).is_some()
     };
-    if books::join(service, task, key, parent, process_flag::ADOPTED, event_kind::ADOPT).is_some() {
+    if entered {
         // One byte for each: the reader repeats the pass until nothing is written.
         write(meta, &1_u8);
     }

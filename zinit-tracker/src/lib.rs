@@ -36,6 +36,8 @@ pub mod tracker;
 mod units;
 
 pub use fallback::{Blindness, ProcfsError};
+#[doc(hidden)]
+pub use kernel::kernel_offsets;
 pub use kernel::{
     BooksError, BtfError, Capability, EventStream, EventsError, GateKind, KernelError, LoadError, PinError, ProgramLog,
     ProgramRuns, Requirement, RequirementError, can_pin, requirements,

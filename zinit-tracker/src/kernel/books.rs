@@ -25,6 +25,7 @@ use super::{
     hooks::{self, HOOKS, Hooks},
     load::{self, LoadError, LoadOptions},
     log::ProgramLog,
+    moving::Earlier,
     pins::{Guard, PinDirectory, PinError},
     runs::ProgramRuns,
     sys,
@@ -105,7 +106,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn absent<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+pub(super) fn absent<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
@@ -119,34 +120,87 @@ impl Kernel {
     pub(crate) fn open(directory: &Path, options: LoadOptions) -> Result<Self, OpenError> {
         let pins = PinDirectory::open(directory)?;
         let exclusive = pins.create_exclusive()?;
-        pins.check_layouts()?;
+        let earlier = pins.check_layouts()?;
         if let Some(layout) = pinned_layout(&pins)? {
             let kernel = Self::join_checked(pins, &exclusive, layout)?;
+            kernel.remove_earlier(earlier);
             if !options.replace || layout.sources == options.sources {
                 return Ok(kernel);
             }
-            return match kernel.replace_programs(&exclusive, options) {
-                Ok(layout) => Self::join(PinDirectory::at(directory), &exclusive, layout, None),
-                // Those of the other build keep the same books.
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the pinned programs stay those of another build"
-                    );
-                    Ok(kernel)
-                }
-            };
+            return kernel.replaced(directory, &exclusive, options);
         }
         // What a loader left that died half way: nobody can have used it.
         pins.remove_layout()?;
-        Self::load(pins, &exclusive, options)
+        match earlier {
+            None => Self::load(pins, &exclusive, options, None),
+            Some(earlier) => match Earlier::pinned(earlier)? {
+                Some(earlier) if options.replace => Self::take_over(pins, &exclusive, options, &earlier),
+                Some(earlier) => Err(earlier
+                    .pins
+                    .other_layout(&format!("v{}", earlier.layout.version))
+                    .into()),
+                None => Self::load(pins, &exclusive, options, None),
+            },
+        }
+    }
+
+    /// Lets this build's programs take the place of those that are pinned.
+    fn replaced(self, directory: &Path, exclusive: &Guard, options: LoadOptions) -> Result<Self, OpenError> {
+        match self.replace_programs(exclusive, options) {
+            Ok(layout) => Self::join(PinDirectory::at(directory), exclusive, layout, None),
+            // Those of the other build keep the same books.
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the pinned programs stay those of another build"
+                );
+                Ok(self)
+            }
+        }
+    }
+
+    /// Takes over what the layout before this one has, and removes it.
+    fn take_over(
+        pins: PinDirectory,
+        exclusive: &Guard,
+        options: LoadOptions,
+        earlier: &Earlier,
+    ) -> Result<Self, OpenError> {
+        let directory = pins.base().to_owned();
+        // Those that look into both books are replaced in the end, by whoever comes next if not by this one.
+        let looking_into_both = LoadOptions {
+            max_processes: Some(earlier.layout.max_processes),
+            sources: options.sources.map(|byte| !byte),
+            ..options
+        };
+        let kernel = Self::load(pins, exclusive, looking_into_both, Some(earlier))?;
+        tracing::info!(
+            layout = earlier.layout.version,
+            members = kernel.processes().map_or(0, |members| members.len()),
+            "the books of the earlier layout were taken over, without a gap"
+        );
+        kernel.remove_earlier(Some(earlier.pins.again()));
+        kernel.replaced(&directory, exclusive, options)
+    }
+
+    /// Removes the books of the layout before this one, which were taken over, unless somebody uses them.
+    fn remove_earlier(&self, earlier: Option<PinDirectory>) {
+        let Some(earlier) = earlier else { return };
+        let path = earlier.layout();
+        let remove = || match Earlier::pinned(earlier)? {
+            Some(earlier) => earlier.remove_unless_used(&self.services()?),
+            None => Ok(()),
+        };
+        if let Err(error) = remove() {
+            tracing::warn!(error = &error as &dyn std::error::Error, path = %path.display(), "the books of the earlier layout stay");
+        }
     }
 
     /// Loads for this process alone: when it ends, everything goes.
     pub(crate) fn open_private(options: LoadOptions) -> Result<Self, OpenError> {
         let pins = PinDirectory::private()?;
         let exclusive = pins.exclusive()?;
-        Self::load(pins, &exclusive, options)
+        Self::load(pins, &exclusive, options, None)
     }
 
     /// Joins what is pinned in the directory; `None` if nothing is.
@@ -157,8 +211,11 @@ impl Kernel {
         let Some(exclusive) = pins.exclusive_if_there()? else {
             return Ok(None);
         };
-        pins.check_layouts()?;
+        let earlier = pins.check_layouts()?;
         let Some(layout) = pinned_layout(&pins)? else {
+            if let Some(earlier) = earlier {
+                return Err(earlier.other_layout(&format!("v{}", earlier.version())).into());
+            }
             // What a loader left that died half way, attached programs included.
             pins.remove()?;
             return Ok(None);
@@ -188,8 +245,13 @@ impl Kernel {
         Ok(kernel)
     }
 
-    fn load(pins: PinDirectory, exclusive: &Guard, options: LoadOptions) -> Result<Self, OpenError> {
-        match load_and_pin(&pins, options) {
+    fn load(
+        pins: PinDirectory,
+        exclusive: &Guard,
+        options: LoadOptions,
+        earlier: Option<&Earlier>,
+    ) -> Result<Self, OpenError> {
+        match load_and_pin(&pins, options, earlier) {
             Ok((layout, log)) => {
                 let path = pins.base().to_owned();
                 Self::join(pins, exclusive, layout, log).inspect_err(|_| PinDirectory::at(&path).discard())
@@ -351,7 +413,7 @@ impl Kernel {
             max_processes: Some(self.max_processes),
             ..options
         };
-        let (mut ebpf, _) = load::load(same, Some(pins))?;
+        let (mut ebpf, _) = load::load(same, Some(pins), None)?;
         filter::take_over(&mut ebpf, self.layout()?.sources)?;
         let replaced =
             hooks::pin(&mut ebpf, pins, PinDirectory::successor).and_then(|()| self.succeed(&mut ebpf, options));
@@ -458,8 +520,7 @@ impl Kernel {
 
     /// Changes a service without touching its counters. Returns whether it exists.
     pub(crate) fn change(&self, id: u32, change: StateChange) -> Result<bool, BooksError> {
-        let arguments = [id.into(), change.state, change.set_flags, change.lost, change.adopting];
-        run(&self.programs.state, &arguments).map(|result| result == 1)
+        change_service(&self.programs.state, id, change)
     }
 
     /// Lets the next process that the calling thread creates join the service. The caller must not change threads
@@ -551,10 +612,7 @@ impl Kernel {
 
     /// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough; and of the hooks of earlier builds.
     pub(crate) fn missed_creations(&self) -> Result<u64, BooksError> {
-        let misses = self.misses()?;
-        let of = |wanted: &str| misses.iter().find(|(name, _)| *name == wanted).map(|(_, count)| *count);
-        let fork = of(program::FORK).unwrap_or(0);
-        let missed = of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork));
+        let missed = missed_by(&self.hooks()?.runs()?);
         Ok(missed + u64::from(self.layout()?.missed_earlier))
     }
 
@@ -619,8 +677,12 @@ impl Kernel {
 }
 
 /// Loads, pins and attaches everything. The layout is written last: it says that the rest is complete.
-fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(Layout, Option<ProgramLog>), OpenError> {
-    let (mut ebpf, max_processes) = load::load(options, None)?;
+fn load_and_pin(
+    pins: &PinDirectory,
+    options: LoadOptions,
+    earlier: Option<&Earlier>,
+) -> Result<(Layout, Option<ProgramLog>), OpenError> {
+    let (mut ebpf, max_processes) = load::load(options, None, earlier.map(|earlier| &earlier.pins))?;
     pins.create_layout()?;
     let log = logger(&mut ebpf, options);
     for name in map::ALL {
@@ -628,12 +690,16 @@ fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(Layout, Op
         map.pin(pins.map(name)).map_err(failed("pin a map"))?;
     }
     filter::keep(&mut ebpf, options.sources)?;
+    if let Some(earlier) = earlier {
+        earlier.copy_services(pins)?;
+    }
     hooks::pin(&mut ebpf, pins, Path::to_owned)?;
+    let missed = earlier.map(|earlier| earlier.take_members(pins)).transpose()?;
     let layout = Layout {
         version: LAYOUT_VERSION,
-        next_service: 1,
+        next_service: earlier.map_or(1, |earlier| earlier.layout.next_service),
         max_processes,
-        missed_earlier: 0,
+        missed_earlier: u32::try_from(missed.unwrap_or(0)).unwrap_or(u32::MAX),
         sources: options.sources,
     };
     let map = ebpf.map_mut(map::LAYOUT).ok_or(LoadError::NoMap(map::LAYOUT))?;
@@ -644,7 +710,7 @@ fn load_and_pin(pins: &PinDirectory, options: LoadOptions) -> Result<(Layout, Op
 }
 
 /// The layout record, if a complete set of pins is there.
-fn pinned_layout(pins: &PinDirectory) -> Result<Option<Layout>, OpenError> {
+pub(super) fn pinned_layout(pins: &PinDirectory) -> Result<Option<Layout>, OpenError> {
     let path = pins.map(map::LAYOUT);
     if !path.exists() {
         return Ok(None);
@@ -668,14 +734,14 @@ fn is_pinned(map: &MapData, path: &Path) -> bool {
     MapData::from_pin(path).and_then(same).unwrap_or(false)
 }
 
-fn open_map<T>(pins: &PinDirectory, name: &'static str, kind: fn(MapData) -> Map) -> Result<T, LoadError>
+pub(super) fn open_map<T>(pins: &PinDirectory, name: &'static str, kind: fn(MapData) -> Map) -> Result<T, LoadError>
 where
     T: TryFrom<Map, Error = MapError>,
 {
     kind(open_data(pins, name)?).try_into().map_err(map_failed(name))
 }
 
-fn open_data(pins: &PinDirectory, name: &'static str) -> Result<MapData, LoadError> {
+pub(super) fn open_data(pins: &PinDirectory, name: &'static str) -> Result<MapData, LoadError> {
     MapData::from_pin(pins.map(name)).map_err(map_failed(name))
 }
 
@@ -712,6 +778,22 @@ pub(super) fn sum<'a>(cpus: impl Iterator<Item = &'a Stats>) -> Stats {
     })
 }
 
+/// Creations that no hook saw: the smaller count of the two hooks, since each alone is enough.
+pub(super) fn missed_by(hooks: &[ProgramRuns]) -> u64 {
+    let of = |wanted: &str| {
+        let runs = hooks.iter().find(|runs| runs.program == wanted);
+        runs.map(|runs| runs.recursion_misses)
+    };
+    let fork = of(program::FORK).unwrap_or(0);
+    of(program::WAKEUP_NEW).map_or(fork, |wakeup| wakeup.min(fork))
+}
+
+/// Changes a service by the command for that. Returns whether it exists.
+pub(super) fn change_service(command: &RawTracePoint, id: u32, change: StateChange) -> Result<bool, BooksError> {
+    let arguments = [id.into(), change.state, change.set_flags, change.lost, change.adopting];
+    run(command, &arguments).map(|result| result == 1)
+}
+
 /// Runs a program in the context of the calling thread and returns its result.
 fn run(program: &RawTracePoint, arguments: &[u64]) -> Result<u32, BooksError> {
     let mut options = RawTracePointRunOptions::new();
@@ -723,7 +805,7 @@ fn run(program: &RawTracePoint, arguments: &[u64]) -> Result<u32, BooksError> {
 }
 
 /// Runs an iterator to its end and returns what it wrote.
-fn iterate(iterator: &Mutex<Iter>) -> Result<Vec<u8>, BooksError> {
+pub(super) fn iterate(iterator: &Mutex<Iter>) -> Result<Vec<u8>, BooksError> {
     let mut iterator = lock(iterator);
     let id = iterator.attach().map_err(failed("start a task iterator"))?;
     let link = iterator.take_link(id).map_err(failed("start a task iterator"))?;

@@ -103,14 +103,21 @@ pub(crate) struct LoadOptions {
 /// Creates the maps, or takes those that are pinned in `reuse`, and loads every program; attaches none.
 ///
 /// `sched_wakeup_new` is left out where the kernel lacks what it needs (before 5.11); those kernels lose no events.
-pub(super) fn load(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf, u32), LoadError> {
+///
+/// With the directory of an `earlier` layout, the hooks also take members of that for members.
+pub(super) fn load(
+    options: LoadOptions,
+    reuse: Option<&PinDirectory>,
+    earlier: Option<&PinDirectory>,
+) -> Result<(Ebpf, u32), LoadError> {
+    let load_all = || load_all(options, reuse, earlier);
     if kernel_is_at_least((5, 11)) {
-        return without_signals(|| load_all(options, reuse));
+        return without_signals(load_all);
     }
     // Maps are charged to this limit of the whole process: who gives it back must not take it from another thread.
     let _turn = MEMLOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let limit = raise_memlock();
-    let result = without_signals(|| load_all(options, reuse));
+    let result = without_signals(load_all);
     // The services' processes get the caller's limit.
     if let Some((soft, hard)) = limit
         && let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard)
@@ -141,7 +148,11 @@ fn raise_memlock() -> Option<(u64, u64)> {
     Some(before)
 }
 
-fn load_all(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf, u32), LoadError> {
+fn load_all(
+    options: LoadOptions,
+    reuse: Option<&PinDirectory>,
+    earlier: Option<&PinDirectory>,
+) -> Result<(Ebpf, u32), LoadError> {
     let types = KernelTypes::running()?;
     // The kernel gives out its megabytes a page at a time: once is enough.
     let btf = Btf::parse(types.bytes(), Endianness::default())?;
@@ -158,11 +169,16 @@ fn load_all(options: LoadOptions, reuse: Option<&PinDirectory>) -> Result<(Ebpf,
         loader.override_global(name, offset, true);
     }
     loader.override_global("AYA_LOG_LEVEL", &log_level, true);
+    let moving = u64::from(earlier.is_some());
+    loader.override_global("MOVING", &moving, true);
     loader.map_max_entries(map::PROCESSES, max_processes);
     if let Some(pins) = reuse {
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
+    }
+    if let Some(pins) = earlier {
+        loader.map_pin_path(map::EARLIER, pins.map(map::PROCESSES));
     }
     let mut ebpf = loader.load(zinit_ebpf::OBJECT)?;
 
@@ -214,6 +230,16 @@ where
         .ok_or(LoadError::NoProgram(name))?
         .try_into()
         .map_err(|source| failed("find", name, source))
+}
+
+/// What the programs of any build are given of the running kernel, so that tests can load those of an earlier one.
+///
+/// # Errors
+///
+/// When the kernel has no BTF, or not these structures.
+#[doc(hidden)]
+pub fn kernel_offsets() -> Result<Vec<(&'static str, u64)>, BtfError> {
+    offsets(&KernelTypes::running()?)
 }
 
 /// What the programs call `TASK_PID` and so on, found in the running kernel.

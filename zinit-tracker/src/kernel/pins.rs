@@ -23,7 +23,7 @@ use rustix::{
     fs::{FlockOperation, flock},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
-use zinit_ebpf::LAYOUT_VERSION;
+use zinit_ebpf::{EARLIER_LAYOUT_VERSION, LAYOUT_VERSION};
 
 /// Where bpffs is mounted by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -53,7 +53,7 @@ pub enum PinError {
     /// Another version of the tracker is loaded.
     #[error(
         "{path} holds pins of layout {found}, this program uses layout {expected}: stop its services and unload it with \
-         the zinit-tracker that made it"
+         the zinit-tracker that made it{alternative}"
     )]
     OtherLayout {
         /// The directory.
@@ -62,6 +62,8 @@ pub enum PinError {
         found: String,
         /// What this program writes.
         expected: u32,
+        /// What else can be done, or nothing.
+        alternative: &'static str,
     },
 }
 
@@ -84,6 +86,8 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Pin
 #[derive(Debug)]
 pub(super) struct PinDirectory {
     base: PathBuf,
+    /// Of the layout whose pins are meant.
+    version: u32,
     /// A bpffs that only this process can reach; it goes with the descriptor.
     private: Option<OwnedFd>,
 }
@@ -122,7 +126,16 @@ impl PinDirectory {
     pub(super) fn at(base: &Path) -> Self {
         Self {
             base: base.to_owned(),
+            version: LAYOUT_VERSION,
             private: None,
+        }
+    }
+
+    /// The same directory, opened once more.
+    pub(super) fn again(&self) -> Self {
+        Self {
+            version: self.version,
+            ..Self::at(&self.base)
         }
     }
 
@@ -150,6 +163,7 @@ impl PinDirectory {
         fs::create_dir(&base).map_err(failed("create", bpffs))?;
         Ok(Self {
             base,
+            version: LAYOUT_VERSION,
             private: Some(mount),
         })
     }
@@ -220,23 +234,36 @@ impl PinDirectory {
         }
     }
 
-    /// The directory of this program's layout.
+    /// The directory of the layout.
     pub(super) fn layout(&self) -> PathBuf {
-        self.base.join(format!("v{LAYOUT_VERSION}"))
+        self.base.join(format!("v{}", self.version))
     }
 
-    /// Refuses pins of another layout.
-    pub(super) fn check_layouts(&self) -> Result<(), PinError> {
+    /// Which layout it is.
+    pub(super) fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Refuses pins of a layout that is neither this program's nor the one before; the directory as one of the latter, if it has such.
+    pub(super) fn check_layouts(&self) -> Result<Option<Self>, PinError> {
+        let mut earlier = None;
         let entries = fs::read_dir(&self.base).map_err(failed("list", &self.base))?;
         for entry in entries {
             let name = entry.map_err(failed("list", &self.base))?.file_name();
             let name = name.to_string_lossy();
             let version = name.strip_prefix('v').and_then(|version| version.parse::<u32>().ok());
-            if version.is_some_and(|version| version != LAYOUT_VERSION) {
-                return Err(self.other_layout(&name));
+            match version {
+                None | Some(LAYOUT_VERSION) => {}
+                Some(version @ EARLIER_LAYOUT_VERSION) => {
+                    earlier = Some(Self {
+                        version,
+                        ..Self::at(&self.base)
+                    });
+                }
+                Some(_) => return Err(self.other_layout(&name)),
             }
         }
-        Ok(())
+        Ok(earlier)
     }
 
     pub(super) fn other_layout(&self, found: &str) -> PinError {
@@ -244,6 +271,10 @@ impl PinDirectory {
             path: self.base.clone(),
             found: found.to_owned(),
             expected: LAYOUT_VERSION,
+            alternative: match self.version {
+                EARLIER_LAYOUT_VERSION => ", or start zinit of this version, which takes them over",
+                _ => "",
+            },
         }
     }
 

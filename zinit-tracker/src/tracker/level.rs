@@ -170,6 +170,7 @@ mod tests {
             path: PathBuf::new(),
             found: "v9".to_owned(),
             expected: 1,
+            alternative: "",
         };
         assert!(!falls_back(KernelError::Pin(layout).into(), Pins::Private));
         assert!(!falls_back(
