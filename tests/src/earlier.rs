@@ -2,6 +2,8 @@
 //!
 //! `tests/layouts/1.o` is that build's committed object (2026-11-26).
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails a test")]
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},

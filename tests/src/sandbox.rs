@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::MapData;
 use tokio::process::Child;
 use zinit_tracker::{
     Config, Level, Pins, Service, StopPolicy, StopReport, Tracker, Tracking, records::Stats, stop, stop::Doubt,
@@ -141,6 +142,12 @@ impl Sandbox {
     #[must_use]
     pub fn pins(&self) -> &Path {
         self.pins.path()
+    }
+
+    /// A map, as it is pinned.
+    #[must_use]
+    pub fn map(&self, name: &str) -> MapData {
+        MapData::from_pin(self.pins().join("v2").join(name)).expect("the map is pinned")
     }
 
     /// A client that replaces the programs by those of a build from `sources`, if they are of another.

@@ -19,8 +19,7 @@ use zinit_tracker::{
 type Counters = Array<MapData, [u32; 16]>;
 
 fn counters(sandbox: &Sandbox) -> Counters {
-    let map = MapData::from_pin(sandbox.pins().join("v2").join(map::FILTER)).unwrap();
-    Map::Array(map).try_into().unwrap()
+    Map::Array(sandbox.map(map::FILTER)).try_into().unwrap()
 }
 
 /// The counters that are not 0, by the number that tgids lead to.

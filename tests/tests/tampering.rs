@@ -3,12 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    mem::size_of,
-    process::{Child, Command},
-};
+use std::process::Command;
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData},
+};
 use zinit_tests::{
     Cleanup, Marker,
     sandbox::{DEADLINE, Played, Sandbox},
@@ -16,38 +16,27 @@ use zinit_tests::{
 };
 use zinit_tracker::{
     Service, StopPolicy, StopReport,
-    records::{self, map},
+    records::{self, Layout, Process, map},
     stop,
     stop::Doubt,
 };
 
-type Table<const SIZE: usize> = HashMap<MapData, u32, [u8; SIZE]>;
-type Processes = Table<{ size_of::<records::Process>() }>;
-type Services = Table<{ size_of::<records::Service>() }>;
-
-/// Where records have `live` and `service`, and `start_boottime_ns`.
-const FIRST: usize = 0;
-const START: usize = 8;
-
-fn table<const SIZE: usize>(sandbox: &Sandbox, name: &str) -> Table<SIZE> {
-    let data = MapData::from_pin(sandbox.pins().join("v2").join(name)).unwrap();
-    Map::HashMap(data).try_into().unwrap()
+fn table<V: Pod>(sandbox: &Sandbox, name: &str) -> HashMap<MapData, u32, V> {
+    Map::HashMap(sandbox.map(name)).try_into().unwrap()
 }
 
-fn processes(sandbox: &Sandbox) -> Processes {
+fn processes(sandbox: &Sandbox) -> HashMap<MapData, u32, Process> {
     table(sandbox, map::PROCESSES)
 }
 
-fn services(sandbox: &Sandbox) -> Services {
+fn services(sandbox: &Sandbox) -> HashMap<MapData, u32, records::Service> {
     table(sandbox, map::SERVICES)
 }
 
 fn change_live(sandbox: &Sandbox, service: &Service, change: impl FnOnce(u64) -> u64) {
     let mut services = services(sandbox);
     let mut record = services.get(&service.id().number(), 0).unwrap();
-    let field = &mut record[FIRST..FIRST + 8];
-    let live = change(u64::from_ne_bytes(field.try_into().unwrap()));
-    field.copy_from_slice(&live.to_ne_bytes());
+    record.live = change(record.live);
     services.insert(service.id().number(), record, 0).unwrap();
 }
 
@@ -106,22 +95,19 @@ async fn a_member_whose_entry_was_deleted_is_found() {
 async fn nobody_is_killed_by_a_forged_entry() {
     let sandbox = Sandbox::new();
     let played = sandbox.play("sessions", ["3"]);
-    let mut bystander = bystander();
+    let mut bystander = tokio::process::Command::new("sleep")
+        .arg("300")
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
     let members = sandbox.tracker.processes(&played.service).unwrap();
     let mut processes = processes(&sandbox);
     let mut entry = processes.get(&members[0].key.tgid, 0).unwrap();
     // Pidfds are matched to the tick.
-    let start = members[0].key.start_boottime_ns - 1_000_000_000;
-    entry[START..START + 8].copy_from_slice(&start.to_ne_bytes());
-    processes.insert(bystander.id(), entry, 0).unwrap();
+    entry.start_boottime_ns -= 1_000_000_000;
+    processes.insert(bystander.id().unwrap(), entry, 0).unwrap();
     assert_stopped_unproven(&sandbox, played).await;
     assert_eq!(bystander.try_wait().unwrap(), None, "a bystander was killed");
-    bystander.kill().unwrap();
-    bystander.wait().unwrap();
-}
-
-fn bystander() -> Child {
-    Command::new("sleep").arg("300").spawn().unwrap()
 }
 
 #[tokio::test]
@@ -145,12 +131,10 @@ async fn members_of_a_service_that_was_deleted_are_nobodys_and_are_not_forgotten
 #[tokio::test]
 async fn a_number_of_the_next_service_that_was_forged_does_no_harm() {
     let sandbox = Sandbox::new();
-    let layout = sandbox.pins().join("v2").join(map::LAYOUT);
-    let mut layout: aya::maps::Array<MapData, [u8; size_of::<records::Layout>()]> =
-        Map::Array(MapData::from_pin(layout).unwrap()).try_into().unwrap();
-    let mut record = layout.get(&0, 0).unwrap();
-    record[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
-    layout.set(0, record, 0).unwrap();
+    let mut layouts: Array<_, Layout> = Map::Array(sandbox.map(map::LAYOUT)).try_into().unwrap();
+    let layout = layouts.get(&0, 0).unwrap();
+    let next_service = u32::MAX;
+    layouts.set(0, Layout { next_service, ..layout }, 0).unwrap();
     let marker = Marker::new();
     let _cleanup = Cleanup::new(&marker);
     for name in ["one", "two", "three"] {

@@ -14,7 +14,7 @@ struct Plan {
     arguments: &'static [&'static str],
 }
 
-const PLANS: [Plan; 14] = [
+const PLANS: [Plan; 15] = [
     Plan {
         group: "escapes",
         boots: &["5.10", "7.x"],
@@ -74,6 +74,12 @@ const PLANS: [Plan; 14] = [
         group: "replacing",
         boots: &["5.10", "7.x preempt=full"],
         arguments: &[],
+    },
+    Plan {
+        group: "moving",
+        boots: &["5.10", "7.x preempt=full"],
+        // Three thousand processes of a shell's, as for the storms below.
+        arguments: &["--skip", "born_meanwhile"],
     },
     Plan {
         group: "filter",
@@ -154,7 +160,7 @@ pub(crate) const PROMISES: [(u32, &[&str]); 8] = [
     (2, &["reuse", "stopping", "fallback_reuse"]),
     (3, &["escapes", "stopping", "survivors"]),
     (4, &["unproven", "losses"]),
-    (5, &["cli", "replacing", "zinit_faults"]),
+    (5, &["cli", "replacing", "moving", "zinit_faults"]),
     (6, &["losses", "unproven"]),
     // What a bystander pays is measured elsewhere, and not in emulation.
     (7, &[]),

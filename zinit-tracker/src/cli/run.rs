@@ -26,6 +26,7 @@ use zinit_tracker::{
 use super::{
     FAILED_RUN, Global, close, output, parse,
     signals::{Received, Signals},
+    stop::forget,
 };
 
 /// Exit status if the command was not found, as shells have it.
@@ -137,8 +138,8 @@ async fn supervise(
         Ok(asked) => asked,
         Err(error) => {
             // Whatever failed, the command is not left running.
-            stop(tracker, &service, &StopPolicy::default()).await?;
-            tracker.unregister(&service)?;
+            let report = stop(tracker, &service, &StopPolicy::default()).await?;
+            forget(tracker, &service, &report)?;
             return Err(error);
         }
     };
@@ -168,7 +169,7 @@ async fn supervise(
     };
     output::report(&result);
     if !survived {
-        tracker.unregister(&service)?;
+        forget(tracker, &service, &result)?;
     }
     if let Some(report) = report {
         report.write(&result)?;
@@ -194,8 +195,8 @@ async fn not_started(
 ) -> anyhow::Result<ExitCode> {
     output::failure(&error);
     // The child that failed to execute may still be exiting.
-    stop(tracker, service, &StopPolicy::default()).await?;
-    tracker.unregister(service)?;
+    let report = stop(tracker, service, &StopPolicy::default()).await?;
+    forget(tracker, service, &report)?;
     Ok(ExitCode::from(status))
 }
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::Args;
 use nix::sys::signal::Signal;
 use zinit_tracker::{
-    Config, ServiceInfo, StopError, StopPolicy, StopReport, Tracker, TrackerError,
+    Config, Service, ServiceInfo, StopError, StopPolicy, StopReport, Tracker, TrackerError,
     stop::{Target, dry_run},
 };
 
@@ -105,15 +105,21 @@ pub(super) async fn carry_out(
     };
     // Services of a supervisor stay registered: it decides what becomes of them.
     if report.survivors.is_empty() && !has_supervisor(info) {
-        match tracker.unregister(&service) {
-            // Counters that another program has written may say so for ever.
-            Err(error @ TrackerError::NotEmpty { .. }) if !report.proven => {
-                output::note(&format!("it stays in the books: {error}"));
-            }
-            result => result?,
-        }
+        forget(tracker, &service, &report)?;
     }
     Ok(report)
+}
+
+/// Unregisters a service that was stopped, and of which nothing is left.
+pub(super) fn forget(tracker: &Tracker, service: &Service, report: &StopReport) -> anyhow::Result<()> {
+    match tracker.unregister(service) {
+        // Counters that another program has written may say so for ever.
+        Err(error @ TrackerError::NotEmpty { .. }) if !report.proven => {
+            tracing::warn!(%error, "it stays in the books");
+            Ok(())
+        }
+        result => Ok(result?),
+    }
 }
 
 /// Whether somebody else than this tool has registered the service.
