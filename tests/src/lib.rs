@@ -29,6 +29,7 @@ pub mod orphans;
 pub mod random;
 pub mod ready;
 pub mod resources;
+pub mod rights;
 pub mod sandbox;
 pub mod supervised;
 pub mod terminal;

@@ -506,6 +506,10 @@ fn http_is_served_to_this_machine_and_refused_to_web_pages() {
         .to_owned();
     check_http(&address);
     assert!(!daemon.config().join("evil.yaml").exists());
+    // CAP_NET_BIND_SERVICE.
+    for thread in zinit_tests::rights::of_threads(proxy.id()) {
+        assert_eq!(thread, (vec![10], vec![10], vec![10], true));
+    }
     // A client that sends nothing holds up nobody.
     let _silent: Vec<_> = (0..20).map(|_| TcpStream::connect(&address).unwrap()).collect();
     check_http(&address);

@@ -7,6 +7,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use zinit_tracker::{
     metrics::{Format, Reading},
+    process::rights,
     rpc::{HttpAddress, HttpServer},
 };
 
@@ -35,6 +36,9 @@ pub(super) struct Options {
 
 pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
     let config = global.lasting_config()?;
+    if options.listen.is_some() {
+        rights::keep_only(rights::TO_READ | rights::TO_LISTEN).context("failed to give up rights")?;
+    }
     // What cannot be read now is not worth listening for.
     let reading = Reading::take(&config)?;
     let Some(address) = &options.listen else {

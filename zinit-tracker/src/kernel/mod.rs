@@ -30,6 +30,6 @@ pub use load::{LoadError, kernel_offsets};
 pub use log::ProgramLog;
 pub(crate) use pins::Guard;
 pub use pins::{PinError, can_pin};
-pub(crate) use requirements::check as check_requirements;
 pub use requirements::{Capability, Requirement, RequirementError, requirements};
+pub(crate) use requirements::{check as check_requirements, check_to_read as check_requirements_to_read};
 pub use runs::ProgramRuns;

@@ -50,7 +50,7 @@ impl Reading {
     ///
     /// As for [`Tracker::open_existing`], or when the books cannot be read.
     pub fn take(config: &Config) -> Result<Self, TrackerError> {
-        let Some(tracker) = Tracker::open_existing(config)? else {
+        let Some(tracker) = Tracker::open_to_read(config)? else {
             return Ok(Self { books: None });
         };
         let books = Books::read(&tracker);

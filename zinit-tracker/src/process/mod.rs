@@ -11,6 +11,7 @@ mod launch;
 mod matched;
 mod pidfd;
 mod readable;
+pub mod rights;
 pub mod stat;
 pub(crate) mod table;
 pub(crate) mod zombie;

@@ -51,7 +51,7 @@ use crate::{
     fallback::Sight,
     kernel::{
         EventStream, EventsError, Gate, GateKind, Kernel, KernelError, LoadOptions, PinError, ProgramLog, ProgramRuns,
-        check_requirements,
+        check_requirements, check_requirements_to_read,
     },
     process::{
         Machine, Matched, Pidfd, PidfdError, ProcessKey,
@@ -132,10 +132,20 @@ impl Tracker {
     ///
     /// As [`Tracker::open`] at [`Level::Ebpf`], whatever the configuration says: at level `procfs` there is nothing to join.
     pub fn open_existing(config: &Config) -> Result<Option<Self>, TrackerError> {
+        check_requirements()?;
+        Self::join_existing(config)
+    }
+
+    /// As [`Tracker::open_existing`], for who has no right to send signals, and sends none.
+    pub(crate) fn open_to_read(config: &Config) -> Result<Option<Self>, TrackerError> {
+        check_requirements_to_read()?;
+        Self::join_existing(config)
+    }
+
+    fn join_existing(config: &Config) -> Result<Option<Self>, TrackerError> {
         if config.level == Level::Procfs {
             return Err(TrackerError::NotShared);
         }
-        check_requirements()?;
         let directory = match &config.pins {
             Pins::Shared(directory) | Pins::SharedOrPrivate(directory) => directory,
             Pins::Private => return Ok(None),

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use zinit_tracker::rpc::{HttpAddress, HttpServer};
+use zinit_tracker::{
+    process::rights,
+    rpc::{HttpAddress, HttpServer},
+};
 
 use super::{Global, print};
 
@@ -23,6 +26,7 @@ pub(super) struct Options {
 }
 
 pub(super) async fn run(global: &Global, options: &Options) -> anyhow::Result<ExitCode> {
+    rights::keep_only(rights::TO_LISTEN).context("failed to give up rights")?;
     // A proxy to nowhere helps nobody.
     drop(global.connect().await?);
     let failed = "failed to handle signals";
