@@ -1,10 +1,10 @@
 //! `cargo xtask ci`: everything that must hold before a change is taken.
 
-use crate::{bench, build_ebpf, lint, test, vm};
+use crate::{bench, build_ebpf, fuzz, lint, test, vm};
 use anyhow::{Context as _, Result};
 use std::{fs, path::Path};
 
-/// Lint, test with the committed BPF object, build it from source, test with that one too, see that the benchmarks work, and run the kernel matrix
+/// Lint, test with the committed BPF object, build it from source, test with that one too, see that the benchmarks work, fuzz for a minute each, and run the kernel matrix
 #[derive(clap::Args)]
 pub(crate) struct Options {}
 
@@ -29,6 +29,8 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     }
     println!("+ cargo xtask bench --quick");
     bench::run(&bench::Options::quick())?;
+    println!("+ cargo xtask fuzz");
+    fuzz::run(&fuzz::Options::default())?;
     println!("+ cargo xtask vm");
     vm::run(&vm::Options::default())?;
     println!("+ cargo xtask vm --pid1");

@@ -31,6 +31,9 @@ const INSTRUMENTATION: [&str; 6] = [
 /// What libFuzzer says once it has found the counters; without them it only guesses.
 const GUIDED: &str = "inline 8-bit counters";
 
+/// How long each target runs.
+const SECONDS: u32 = 60;
+
 /// Run the fuzz targets, each from its corpus
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -38,11 +41,22 @@ pub(crate) struct Options {
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
     /// How long each runs
-    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// How many run at a time; as many as there are processors if not given
     #[arg(long, value_name = "N")]
     jobs: Option<NonZero<usize>>,
+}
+
+impl Default for Options {
+    /// All targets for the usual time.
+    fn default() -> Self {
+        Self {
+            targets: Vec::new(),
+            seconds: SECONDS,
+            jobs: None,
+        }
+    }
 }
 
 /// Builds the targets, and runs them.
