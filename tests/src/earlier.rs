@@ -190,6 +190,19 @@ impl Earlier {
         child
     }
 
+    /// Lets a member go.
+    ///
+    /// # Panics
+    ///
+    /// When it is none.
+    pub fn release(&self, tgid: u32) {
+        let start = self.members()[&tgid].start_boottime_ns;
+        let release: &RawTracePoint = self.ebpf.program("zinit_release").unwrap().try_into().unwrap();
+        let mut options = RawTracePointRunOptions::new();
+        options.args[..2].copy_from_slice(&[tgid.into(), start]);
+        assert_eq!(release.test_run(options).unwrap().return_value, 1);
+    }
+
     /// Its members, by tgid.
     #[must_use]
     pub fn members(&self) -> BTreeMap<u32, Process> {

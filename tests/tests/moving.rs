@@ -199,7 +199,7 @@ async fn nobody_runs_away_from_being_taken_over() {
 }
 
 #[tokio::test]
-async fn whoever_uses_them_can_go_on_until_it_is_done() {
+async fn whoever_uses_them_can_go_on_and_nothing_is_proven() {
     let pins = PinDir::new();
     let mut earlier = Earlier::load(pins.path(), CAPACITY);
     let mut played = run(
@@ -210,20 +210,73 @@ async fn whoever_uses_them_can_go_on_until_it_is_done() {
     wait_for("it runs", || earlier.members().len() >= 3);
     let sandbox = Sandbox::taking_over(pins);
     let directory = earlier.directory().to_owned();
-    // Both see it end.
-    let report = end(&sandbox, &mut played).await;
-    assert!(report.proven, "{report:#?}");
-    assert_eq!(earlier.service(played.id).live, 0);
-    assert_eq!(earlier.members(), BTreeMap::new());
-    // Registered by one who does not know ours yet.
-    let mut late = run(&mut earlier, "late", "exec sleep 3600");
+    assert!(sandbox.tracker.info(&found(&sandbox, &played)).unwrap().unwatched);
+    // By one who does not know ours.
+    let mut late = Command::new("sleep");
+    late.arg("3600").env(Marker::ENV, played.marker.as_str());
+    let mut late = earlier.spawn(played.id, &mut late.into());
+    let service = found(&sandbox, &played);
+    let policy = StopPolicy {
+        grace: Duration::from_millis(200),
+        ..StopPolicy::default()
+    };
+    let report = stop(&sandbox.tracker, &service, &policy).await.unwrap();
+    assert!(!report.proven, "{report:#?}");
+    played.child.wait().await.unwrap();
+    // Both have seen those end whom both have.
+    let left: Vec<_> = earlier.members().into_keys().collect();
+    assert_eq!(left, [late.id().unwrap()]);
     earlier.leave();
     drop(sandbox.second_client());
     assert!(directory.exists(), "a member is forgotten");
-    late.child.kill().await.unwrap();
+    late.kill().await.unwrap();
     drop(sandbox.second_client());
     assert!(!directory.exists());
     sandbox.close();
+}
+
+#[tokio::test]
+async fn what_they_missed_or_let_go_is_not_taken_for_proven() {
+    let pins = PinDir::new();
+    let mut earlier = Earlier::load(pins.path(), CAPACITY);
+    let mut let_go = play(&mut earlier, "setsid", &[]);
+    let root = let_go.child.id().unwrap();
+    let released = earlier.members().into_keys().find(|tgid| *tgid != root).unwrap();
+    earlier.release(released);
+    // Births are not seen any more.
+    fs::remove_file(earlier.directory().join("links/zinit_fork")).unwrap();
+    earlier.leave();
+    let sandbox = Sandbox::taking_over(pins);
+    let info = sandbox.tracker.info(&found(&sandbox, &let_go)).unwrap();
+    assert!(info.released && info.unwatched, "{info:?}");
+    let policy = StopPolicy {
+        grace: Duration::from_millis(200),
+        ..StopPolicy::default()
+    };
+    let report = stop(&sandbox.tracker, &found(&sandbox, &let_go), &policy)
+        .await
+        .unwrap();
+    assert!(!report.proven, "{report:#?}");
+    let left: Vec<_> = survivors(&let_go.marker).iter().map(|left| left.pid).collect();
+    assert_eq!(left, [i32::try_from(released).unwrap()], "{report:#?}");
+    let_go.child.wait().await.unwrap();
+    sandbox.close();
+}
+
+#[tokio::test]
+async fn pins_that_were_removed_half_way_are_in_nobodys_way() {
+    let pins = PinDir::new();
+    let earlier = Earlier::load(pins.path(), CAPACITY);
+    let directory = earlier.directory().to_owned();
+    earlier.leave();
+    fs::remove_file(directory.join(map::LAYOUT)).unwrap();
+    let config = Config {
+        pins: Pins::Shared(pins.path().to_owned()),
+        level: Level::Ebpf,
+        ..Config::default()
+    };
+    assert!(Tracker::open_existing(&config).unwrap().is_none());
+    assert!(!pins.path().exists());
 }
 
 #[tokio::test]

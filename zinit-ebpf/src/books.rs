@@ -138,10 +138,14 @@ pub fn service_of(key: Key) -> Option<u32> {
     (entry.start_boottime_ns == key.start_boottime_ns).then_some(entry.service)
 }
 
-/// Whether members of the layout before this one are being taken over.
+/// Whether members of the layout before this one are being taken over: until the layout record is written.
 #[inline(always)]
 pub fn is_moving() -> bool {
+    // SAFETY: a map value.
     MOVING.load() != 0
+        && LAYOUT
+            .get_ptr(0)
+            .is_some_and(|layout| unsafe { core::ptr::read_volatile(&raw const (*layout).version) } == 0)
 }
 
 /// Copies out the entry that exactly this process has in the layout before this one, while its members are being taken over.
@@ -150,9 +154,13 @@ pub fn earlier(key: Key) -> Option<Process> {
     if !is_moving() {
         return None;
     }
-    // SAFETY: the reference is copied from before any map operation.
-    let entry = unsafe { EARLIER.get(key.tgid) }?;
-    (entry.start_boottime_ns == key.start_boottime_ns).then_some(*entry)
+    let pointer = EARLIER.get_ptr(key.tgid)?;
+    // SAFETY: a map value. Its element may come to be another member's meanwhile, when it has another start afterwards.
+    let (entry, start) = unsafe {
+        let entry = *pointer;
+        (entry, core::ptr::read_volatile(&raw const (*pointer).start_boottime_ns))
+    };
+    (entry.start_boottime_ns == key.start_boottime_ns && start == key.start_boottime_ns).then_some(entry)
 }
 
 #[inline(always)]

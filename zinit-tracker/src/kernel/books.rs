@@ -99,6 +99,14 @@ pub enum OpenError {
     /// A map or program could not be used.
     #[error(transparent)]
     Books(#[from] BooksError),
+    /// The books of the layout before this one stay as they are, and have to be unloaded by the build that made them.
+    #[error("failed to take over the books of layout {version}, which stay as they are")]
+    TakeOver {
+        /// Their layout.
+        version: u32,
+        /// What failed.
+        source: Box<OpenError>,
+    },
 }
 
 /// A lock whose holder panicked still guards consistent data: every change is one system call.
@@ -187,9 +195,9 @@ impl Kernel {
     fn remove_earlier(&self, earlier: Option<PinDirectory>) {
         let Some(earlier) = earlier else { return };
         let path = earlier.layout();
-        let remove = || match Earlier::pinned(earlier)? {
-            Some(earlier) => earlier.remove_unless_used(&self.services()?),
-            None => Ok(()),
+        let remove = || match Earlier::pinned(earlier.again())? {
+            Some(earlier) => earlier.remove_unless_used(&self.processes()?, &self.tasks()?),
+            None => Earlier::clear(&earlier),
         };
         if let Err(error) = remove() {
             tracing::warn!(error = &error as &dyn std::error::Error, path = %path.display(), "the books of the earlier layout stay");
@@ -213,12 +221,19 @@ impl Kernel {
         };
         let earlier = pins.check_layouts()?;
         let Some(layout) = pinned_layout(&pins)? else {
-            if let Some(earlier) = earlier {
-                return Err(earlier.other_layout(&format!("v{}", earlier.version())).into());
-            }
             // What a loader left that died half way, attached programs included.
             pins.remove()?;
-            return Ok(None);
+            return match earlier {
+                Some(earlier) if Earlier::pinned(earlier.again())?.is_some() => {
+                    Err(earlier.other_layout(&format!("v{}", earlier.version())).into())
+                }
+                Some(earlier) => {
+                    Earlier::clear(&earlier)?;
+                    pins.remove()?;
+                    Ok(None)
+                }
+                None => Ok(None),
+            };
         };
         Self::join_checked(pins, &exclusive, layout).map(Some)
     }
@@ -327,7 +342,12 @@ impl Kernel {
     /// Afterwards these books must not be used any more.
     pub(crate) fn unload_if(&self, unused: impl FnOnce() -> Result<bool, BooksError>) -> Result<bool, OpenError> {
         let _exclusive = self.pins.exclusive()?;
-        if !unused()? || !self.pins.is_only_user(&self.in_use)? {
+        // Whoever finds the earlier ones alone takes them for those that count.
+        let is_alone = || {
+            self.remove_earlier(self.pins.check_layouts()?);
+            Ok::<_, OpenError>(self.pins.check_layouts()?.is_none())
+        };
+        if !unused()? || !self.pins.is_only_user(&self.in_use)? || (self.pins.public().is_some() && !is_alone()?) {
             // Under the lock: of several users that leave at once, the last one finds no other.
             self.pins.leave(&self.in_use)?;
             return Ok(false);

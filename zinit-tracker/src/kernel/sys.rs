@@ -89,3 +89,10 @@ pub(crate) fn program_info(program: impl AsFd) -> io::Result<bpf_prog_info> {
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
 }
+
+/// Returns when every program that a tracepoint was running has ended; false: the kernel does not say (`nohz_full`, or refused).
+pub(super) fn wait_for_hooks() -> bool {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: without pointers; it waits for a grace period.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
+}

@@ -141,7 +141,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::kernel::Capability;
+    use crate::kernel::{BtfError, Capability};
 
     fn falls_back(error: TrackerError, pins: Pins) -> bool {
         let config = Config {
@@ -181,6 +181,12 @@ mod tests {
             KernelError::Load(LoadError::NoMap("x")).into(),
             Pins::Private
         ));
+        // Its services run, and would be started once more.
+        let take_over = KernelError::TakeOver {
+            version: 1,
+            source: Box::new(KernelError::Load(LoadError::Types(BtfError::NoStructure("x")))),
+        };
+        assert!(!falls_back(take_over.into(), Pins::SharedOrPrivate(PathBuf::new())));
         assert!(!falls_back(RequirementError::NoProc.into(), Pins::Private));
     }
 }
