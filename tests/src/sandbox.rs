@@ -119,11 +119,12 @@ impl Sandbox {
         Self { tracker, pins }
     }
 
-    /// As [`Sandbox::new`], where something may be pinned.
+    /// As [`Sandbox::new`], where something may be pinned; what is to happen when the hooks are attached that take it over.
     #[must_use]
-    pub fn taking_over(pins: PinDir) -> Self {
+    pub fn taking_over(pins: PinDir, meanwhile: Option<fn()>) -> Self {
         let config = Config {
             replace_programs: true,
+            meanwhile,
             ..config(pins.path())
         };
         let tracker = Tracker::open(&config).expect("what is pinned can be taken over");

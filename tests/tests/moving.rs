@@ -5,8 +5,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -128,7 +129,7 @@ async fn members_are_as_they_were() {
     let directory = earlier.directory().to_owned();
     earlier.leave();
 
-    let sandbox = Sandbox::taking_over(pins);
+    let sandbox = Sandbox::taking_over(pins, None);
     assert!(!directory.exists());
     let after: BTreeMap<u32, Process> = entries(&sandbox.pins().join("v2").join(map::PROCESSES));
     assert_eq!(after, before);
@@ -172,7 +173,7 @@ async fn nobody_is_missed_who_is_born_meanwhile() {
     wait_for("it grows", || earlier.members().len() > CHILDREN / 4);
     let at = earlier.members().len();
     earlier.leave();
-    let sandbox = Sandbox::taking_over(pins);
+    let sandbox = Sandbox::taking_over(pins, None);
     let service = found(&sandbox, &played);
     assert!(at < CHILDREN, "it was done before: {at}");
     wait_for("all are there", || {
@@ -187,13 +188,46 @@ async fn nobody_is_missed_who_is_born_meanwhile() {
     sandbox.close();
 }
 
+/// What is written to when the hooks are attached, who does something then, and where our books are.
+static MEANWHILE: OnceLock<(PathBuf, u32, PathBuf)> = OnceLock::new();
+
+fn have_a_child() {
+    let (trigger, parent, books) = MEANWHILE.get().unwrap();
+    assert_eq!(entries(books), BTreeMap::new(), "they are taken over already");
+    fs::write(trigger, "go").unwrap();
+    // One that is not in our books, of one who is not.
+    wait_for("the child is in our books", || entries(books).len() == 1);
+    assert!(!entries(books).contains_key(parent));
+}
+
+#[tokio::test]
+async fn who_is_born_of_one_who_is_not_there_yet_is() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let trigger = directory.path().join("trigger");
+    nix::unistd::mkfifo(&trigger, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let pins = PinDir::new();
+    let mut earlier = Earlier::load(pins.path(), CAPACITY);
+    let script = format!("read word < {}; setsid sleep 3600 & exec sleep 3601", trigger.display());
+    let played = run(&mut earlier, "parent", &script);
+    let parent = played.child.id().unwrap();
+    let books = pins.path().join(format!("v{LAYOUT_VERSION}")).join(map::PROCESSES);
+    MEANWHILE.set((trigger, parent, books)).unwrap();
+    earlier.leave();
+    let sandbox = Sandbox::taking_over(pins, Some(have_a_child));
+    let info = sandbox.tracker.info(&found(&sandbox, &played)).unwrap();
+    assert_eq!((info.live, info.lost, info.unwatched), (2, 0, false));
+    assert_map_matches_oracle(&sandbox, &played);
+    end_proven(&sandbox, played).await;
+    sandbox.close();
+}
+
 #[tokio::test]
 async fn nobody_runs_away_from_being_taken_over() {
     let pins = PinDir::new();
     let mut earlier = Earlier::load(pins.path(), CAPACITY);
     let played = play(&mut earlier, "refork-chains", &["8"]);
     earlier.leave();
-    let sandbox = Sandbox::taking_over(pins);
+    let sandbox = Sandbox::taking_over(pins, None);
     end_proven(&sandbox, played).await;
     sandbox.close();
 }
@@ -208,7 +242,7 @@ async fn whoever_uses_them_can_go_on_and_nothing_is_proven() {
         "setsid sleep 3600 & while :; do setsid sleep 0.01 & wait $!; done",
     );
     wait_for("it runs", || earlier.members().len() >= 3);
-    let sandbox = Sandbox::taking_over(pins);
+    let sandbox = Sandbox::taking_over(pins, None);
     let directory = earlier.directory().to_owned();
     assert!(sandbox.tracker.info(&found(&sandbox, &played)).unwrap().unwatched);
     // By one who does not know ours.
@@ -246,7 +280,7 @@ async fn what_they_missed_or_let_go_is_not_taken_for_proven() {
     // Births are not seen any more.
     fs::remove_file(earlier.directory().join("links/zinit_fork")).unwrap();
     earlier.leave();
-    let sandbox = Sandbox::taking_over(pins);
+    let sandbox = Sandbox::taking_over(pins, None);
     let info = sandbox.tracker.info(&found(&sandbox, &let_go)).unwrap();
     assert!(info.released && info.unwatched, "{info:?}");
     let policy = StopPolicy {
@@ -294,7 +328,7 @@ async fn who_died_half_way_has_lost_nobody() {
     let mut layouts: Array<_, Layout> = Map::Array(layout).try_into().unwrap();
     layouts.set(0, Layout::default(), 0).unwrap();
     drop(other);
-    let sandbox = Sandbox::taking_over(pins);
+    let sandbox = Sandbox::taking_over(pins, None);
     assert_eq!(entries(&moved.join(map::PROCESSES)), before);
     end_proven(&sandbox, played).await;
     sandbox.close();

@@ -714,6 +714,9 @@ fn load_and_pin(
         earlier.copy_services(pins)?;
     }
     hooks::pin(&mut ebpf, pins, Path::to_owned)?;
+    if let Some(meanwhile) = options.meanwhile {
+        meanwhile();
+    }
     let missed = earlier.map(|earlier| earlier.take_members(pins)).transpose()?;
     let layout = Layout {
         version: LAYOUT_VERSION,

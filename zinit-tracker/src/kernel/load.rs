@@ -94,6 +94,8 @@ pub(crate) struct LoadOptions {
     pub max_processes: Option<u32>,
     pub log: Option<aya_log::Level>,
     pub without_hook: Option<&'static str>,
+    /// Called between the attachment of the hooks and the take-over of members.
+    pub meanwhile: Option<fn()>,
     /// Programs of another build that are pinned are replaced.
     pub replace: bool,
     /// What the object passes for being built from.

@@ -50,6 +50,9 @@ pub struct Config {
     /// A hook that is left out, by its program's name, so that tests see what it is for. Only the loader decides.
     #[doc(hidden)]
     pub without_hook: Option<&'static str>,
+    /// Called while the books of an earlier layout are taken over: the hooks are attached, and no member is in yet.
+    #[doc(hidden)]
+    pub meanwhile: Option<fn()>,
     /// What this build passes for being built from, so that tests see one replace another.
     #[doc(hidden)]
     pub sources: [u8; 32],
@@ -66,6 +69,7 @@ impl Default for Config {
             program_log: None,
             replace_programs: false,
             without_hook: None,
+            meanwhile: None,
             sources: zinit_ebpf::SOURCES,
         }
     }

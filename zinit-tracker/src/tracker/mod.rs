@@ -108,6 +108,7 @@ impl Tracker {
             max_processes: config.max_processes,
             log: config.program_log,
             without_hook: config.without_hook,
+            meanwhile: config.meanwhile,
             replace: config.replace_programs,
             sources: config.sources,
         };
