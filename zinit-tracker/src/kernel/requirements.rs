@@ -110,13 +110,12 @@ pub(crate) fn check() -> Result<(), RequirementError> {
 
 /// As [`check`], for who only reads: no signal is sent.
 pub(crate) fn check_to_read() -> Result<(), RequirementError> {
-    match check() {
-        Err(RequirementError::Capabilities(missing)) if missing == [Capability::Kill] => {
-            let others = requirements().into_iter().skip(1);
-            others.map(|requirement| requirement.outcome.map(drop)).collect()
-        }
-        result => result,
-    }
+    requirements()
+        .into_iter()
+        .try_for_each(|requirement| match requirement.outcome {
+            Err(RequirementError::Capabilities(missing)) if missing == [Capability::Kill] => Ok(()),
+            outcome => outcome.map(drop),
+        })
 }
 
 fn capabilities() -> Result<(), RequirementError> {
