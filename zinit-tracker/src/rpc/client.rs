@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::de::DeserializeOwned;
@@ -14,6 +15,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -23,6 +25,11 @@ use super::{
 
 /// The longest answer in bytes: every line of a large ring.
 pub(super) const MAX_ANSWER: usize = 512 * 1024 * 1024;
+
+/// How long a client waits for a place in the queue of a supervisor that is busy, or stopped.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks for one.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
 
 /// Why a request got no answer, or which error it got.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,19 @@ pub enum ClientError {
     Rpc(RpcError),
 }
 
+/// Connects to a socket. While more wait for a place there than it has places to wait, it is tried again, as no descriptor announces one.
+pub(super) async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                sleep(TRY_AGAIN).await
+            }
+            result => return result,
+        }
+    }
+}
+
 /// A connection to a supervisor.
 #[derive(Debug)]
 pub struct Client {
@@ -81,7 +101,7 @@ impl Client {
     ///
     /// Outside a Tokio runtime.
     pub async fn connect(path: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path).await.map_err(|source| ClientError::Connect {
+        let stream = connect(path).await.map_err(|source| ClientError::Connect {
             path: path.to_owned(),
             source,
         })?;
@@ -177,5 +197,29 @@ impl Client {
             path: self.path.clone(),
             reason: reason.to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, os::unix::net, pin::pin, task::Poll};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_waits_for_a_place_in_the_queue() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = UnixStream::connect(&path).await {
+            waiting.push(stream);
+        }
+        let mut late = pin!(connect(&path));
+        let first = poll_fn(|context| Poll::Ready(late.as_mut().poll(context))).await;
+        assert!(first.is_pending());
+        listener.accept().unwrap();
+        late.await.unwrap();
     }
 }

@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use super::{
+    client::connect,
     connection::MAX_REQUEST,
     error::RpcError,
     message::{Answer, Entry, Message},
@@ -131,7 +132,7 @@ async fn ask(socket: &Path, body: &[u8]) -> io::Result<Option<Reply>> {
         let refused = entries.iter().find_map(|entry| entry.as_ref().err());
         return Ok(refused.map(|answer| json(answer.to_json().into())));
     };
-    let mut stream = UnixStream::connect(socket).await?;
+    let mut stream = connect(socket).await?;
     stream.write_all(format!("{value}\n").as_bytes()).await?;
     if !entries
         .iter()
