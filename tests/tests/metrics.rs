@@ -24,7 +24,7 @@ use zinit_tests::{
     members,
     openmetrics::Exposition,
     oracle::{Place, place},
-    rights,
+    rights::Rights,
     sandbox::{DEADLINE, PinDir, Sandbox},
     tool,
 };
@@ -347,15 +347,15 @@ async fn a_server_answers_each_request_with_what_is_so_then_and_holds_nothing() 
 #[tokio::test]
 async fn a_server_has_given_up_what_it_does_not_need() {
     // CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF.
-    let kept = vec![2, 10, 19, 21, 38, 39];
+    let kept = [2, 10, 19, 21, 38, 39];
     let sandbox = Sandbox::new();
     let marker = Marker::new();
     let _cleanup = Cleanup::new(&marker);
     let child = play(&sandbox, "web", &marker);
     let served = Served::start(sandbox.pins());
     assert_eq!(served.scrape().value("zinit_services", &[]), Some(1.0));
-    for thread in rights::of_threads(served.child.id()) {
-        assert_eq!(thread, (kept.clone(), kept.clone(), kept.clone(), true));
+    for thread in Rights::of_threads(served.child.id()) {
+        assert_eq!(thread, Rights::only(&kept));
     }
     assert_eq!(served.end(Signal::SIGTERM), Some(0));
     end(sandbox, child).await;
