@@ -6,7 +6,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt as _,
+    io::Write as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -538,6 +539,28 @@ fn states_are_nobody_elses_and_a_directory_that_is_not_ours_alone_is_refused() {
     daemon.wait_for_state("web", "Running");
     assert!(daemon.log().contains("states are not saved"), "{}", daemon.log());
     fs::remove_dir_all(daemon.state_directory()).unwrap();
+    daemon.shutdown();
+}
+
+#[test]
+fn a_process_that_a_killed_daemon_was_creating_holds_up_its_successor_for_no_longer_than_it_is_there() {
+    let mut daemon = Daemon::prepare(&[("web", "exec: sleep 3600\n")]);
+    let mut dead = Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    // What such a process has of the dead one: its lock and its socket.
+    let mut path = daemon.socket().as_os_str().to_owned();
+    path.push(".lock");
+    let mut lock = fs::File::create(&path).unwrap();
+    lock.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+    writeln!(lock, "{}", dead.id()).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let listener = UnixListener::bind(daemon.socket()).unwrap();
+    daemon.spawn(daemon.init(&[]));
+    // It looks whether somebody answers.
+    listener.accept().unwrap();
+    drop((listener, lock));
+    wait_for("the daemon answers", || daemon.zinit(&["list"]).status.success());
+    daemon.wait_for_state("web", "Running");
     daemon.shutdown();
 }
 

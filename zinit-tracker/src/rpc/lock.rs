@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use tokio::time::{Instant, sleep};
 
 use super::server::ServerError;
+use crate::process::Pidfd;
 
 /// How long another supervisor may take to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,9 +55,11 @@ impl Lock {
                 }
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if Instant::now() < deadline => {
-                    // Somebody who answers does not end.
-                    if super::server::is_live(socket).await {
-                        return Err(ServerError::Live(socket.to_owned(), Holder::of(&file)));
+                    let holder = Holder::of(&file);
+                    // Somebody who answers does not end. For one who was killed a process may answer for a moment that was being
+                    // created, and has lock and socket from it.
+                    if super::server::is_live(socket).await && !holder.has_died() {
+                        return Err(ServerError::Live(socket.to_owned(), holder));
                     }
                     sleep(AGAIN).await;
                 }
@@ -158,6 +161,11 @@ impl Holder {
             Ok(_) => Self(text.trim_end().parse().ok()),
             Err(_) => Self::UNKNOWN,
         }
+    }
+
+    fn has_died(self) -> bool {
+        let opened = self.0.and_then(|pid| Pidfd::open(pid).ok());
+        opened.is_some_and(|process| process.is_none_or(|process| process.is_dead()))
     }
 }
 

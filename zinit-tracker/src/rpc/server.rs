@@ -24,7 +24,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     sync::watch,
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -42,6 +42,9 @@ const MAX_CONNECTIONS: usize = 1024;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// How long a process that a killed supervisor was creating may take to close the socket after the lock.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// How long clients may take to get their last answers when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -198,14 +201,18 @@ async fn make_room(path: &Path) -> Result<(), ServerError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed("look at")(error)),
     }
-    match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            tracing::info!(path = %path.display(), "replacing a socket that nobody listens on");
-            fs::remove_file(path).map_err(failed("remove the stale socket"))
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                tracing::info!(path = %path.display(), "replacing a socket that nobody listens on");
+                return fs::remove_file(path).map_err(failed("remove the stale socket"));
+            }
+            Err(error) if !means_live(&error) => return Err(failed("connect to")(error)),
+            _ if Instant::now() < deadline => sleep(CLOSING / 100).await,
+            // Somebody without our lock.
+            _ => return Err(ServerError::Live(path.to_owned(), Holder::UNKNOWN)),
         }
-        Err(error) if !means_live(&error) => Err(failed("connect to")(error)),
-        // Somebody without our lock.
-        _ => Err(ServerError::Live(path.to_owned(), Holder::UNKNOWN)),
     }
 }
 
