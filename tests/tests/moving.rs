@@ -311,6 +311,12 @@ async fn pins_that_were_removed_half_way_are_in_nobodys_way() {
     };
     assert!(Tracker::open_existing(&config).unwrap().is_none());
     assert!(!pins.path().exists());
+    // Whoever loads next finds it so too.
+    drop(Earlier::load(pins.path(), CAPACITY));
+    fs::remove_file(directory.join(map::LAYOUT)).unwrap();
+    let sandbox = Sandbox::taking_over(pins, None);
+    assert!(!directory.exists());
+    sandbox.close();
 }
 
 #[tokio::test]

@@ -141,13 +141,22 @@ impl Kernel {
         pins.remove_layout()?;
         match earlier {
             None => Self::load(pins, &exclusive, options, None),
-            Some(earlier) => match Earlier::pinned(earlier)? {
-                Some(earlier) if options.replace => Self::take_over(pins, &exclusive, options, &earlier),
+            Some(earlier) => match Earlier::pinned(earlier.again())? {
+                Some(earlier) if options.replace => {
+                    let version = earlier.layout.version;
+                    Self::take_over(pins, &exclusive, options, &earlier).map_err(|error| OpenError::TakeOver {
+                        version,
+                        source: Box::new(error),
+                    })
+                }
                 Some(earlier) => Err(earlier
                     .pins
                     .other_layout(&format!("v{}", earlier.layout.version))
                     .into()),
-                None => Self::load(pins, &exclusive, options, None),
+                None => {
+                    earlier.remove_layout()?;
+                    Self::load(pins, &exclusive, options, None)
+                }
             },
         }
     }
@@ -197,7 +206,7 @@ impl Kernel {
         let path = earlier.layout();
         let remove = || match Earlier::pinned(earlier.again())? {
             Some(earlier) => earlier.remove_unless_used(&self.processes()?, &self.tasks()?),
-            None => Earlier::clear(&earlier),
+            None => Ok(earlier.remove_layout()?),
         };
         if let Err(error) = remove() {
             tracing::warn!(error = &error as &dyn std::error::Error, path = %path.display(), "the books of the earlier layout stay");
@@ -228,7 +237,7 @@ impl Kernel {
                     Err(earlier.other_layout(&format!("v{}", earlier.version())).into())
                 }
                 Some(earlier) => {
-                    Earlier::clear(&earlier)?;
+                    earlier.remove_layout()?;
                     pins.remove()?;
                     Ok(None)
                 }

@@ -50,11 +50,6 @@ impl Earlier {
         }))
     }
 
-    /// Removes what was left of them by who died while loading or removing them.
-    pub(super) fn clear(pins: &PinDirectory) -> Result<(), OpenError> {
-        Ok(pins.remove_layout()?)
-    }
-
     /// Why nothing is proven of their services, if something speaks against them that they do not say themselves.
     fn doubts(&self) -> Result<Option<&'static str>, OpenError> {
         if !Hooks::pinned(&self.pins, self.layout.sources)?
